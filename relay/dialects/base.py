@@ -1,0 +1,109 @@
+"""The seam to a wire dialect: bytes of one API on one side, the relay's values on the other. Sans-IO."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from relay.errors import RelayError, UpstreamRefused
+    from relay.messages import ChatRequest, Headers, Usage
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """What a complete non-stream answer says of itself.
+
+    Attributes:
+        finish_reason: of the first choice; None if the answer has no choices.
+        usage: None if the upstream sent none.
+        output_chars: characters of text in all choices, for an estimate where usage is missing.
+    """
+
+    finish_reason: str | None
+    usage: Usage | None
+    output_chars: int
+
+
+class StreamReader(Protocol):
+    """Reads one upstream stream and says what may go to the client.
+
+    Attributes:
+        has_output: real output was seen: a content, reasoning, refusal or tool delta.
+        finished: a terminal event was seen.
+        finish_reason: of the first choice that ended.
+        usage: the last usage seen.
+        output_chars: characters of output seen.
+        output_events: events that carried output.
+        failure: the error event seen, if any; nothing after it is read.
+    """
+
+    has_output: bool
+    finished: bool
+    finish_reason: str | None
+    usage: Usage | None
+    output_chars: int
+    output_events: int
+    failure: UpstreamRefused | None
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes as they came, return whole events for the client (perhaps none).
+
+        Same dialect on both sides: the bytes returned are the bytes that came, less events that are not the
+        client's business. An event that is not yet complete stays inside until it is.
+
+        Raises:
+            UpstreamProtocolError: an event is not JSON, or is larger than the bound.
+        """
+
+    def end(self) -> bytes:
+        """The upstream has closed: what is still owed to the client, the terminator included.
+
+        Raises:
+            UpstreamTruncated: no terminal event was seen.
+        """
+
+
+class Dialect(Protocol):
+    """One wire API.
+
+    Attributes:
+        name: as policies call it.
+        chat_path: below the provider's base URL.
+    """
+
+    name: str
+    chat_path: str
+
+    def auth_headers(self, api_key: str | None) -> tuple[tuple[bytes, bytes], ...]:
+        """Headers that carry the provider's credentials."""
+
+    def parse_request(self, body: bytes) -> ChatRequest:
+        """Read a client's request.
+
+        Raises:
+            InvalidRequest: not JSON, not an object, or a field has the wrong type; names the field.
+        """
+
+    def encode_request(self, request: ChatRequest, *, model: str, max_tokens_field: str | None) -> bytes:
+        """The body for an upstream that calls the model `model`, asking for usage if the answer is a stream."""
+
+    def stream_reader(self, *, hide_usage: bool) -> StreamReader:
+        """A reader for one attempt's stream."""
+
+    def parse_answer(self, body: bytes) -> Answer:
+        """Read a complete non-stream answer.
+
+        Raises:
+            UpstreamProtocolError: not a JSON object.
+            UpstreamRefused: a 200 whose body is an error.
+        """
+
+    def parse_error(self, status: int, headers: Headers, body: bytes) -> UpstreamRefused:
+        """Read an error answer. Never raises: what cannot be read becomes a message that says so."""
+
+    def encode_error(self, error: RelayError) -> bytes:
+        """The error as a response body for a client of this dialect."""
+
+    def encode_error_event(self, error: RelayError) -> bytes:
+        """The error as one stream event for a client of this dialect."""

@@ -1,0 +1,323 @@
+"""Every error the relay raises, as one tree.
+
+RelayError
+├── RequestRejected              the client's fault or its limits; nothing was sent upstream
+│   ├── InvalidRequest           the body or a field is not what the API takes
+│   ├── RequestTooLarge          the body is over `requests.max_body_bytes`
+│   ├── HeadersTooLarge          the headers are over `requests.max_header_bytes`
+│   ├── AuthenticationFailed     no key, or one the policy does not know
+│   ├── PermissionDenied         the key may not use this route
+│   ├── UnknownModel             no route matches the model asked for
+│   └── LimitExceeded            the key's requests, tokens or streams are used up
+├── Unavailable                  the relay cannot serve this now (shutting down, no upstream left to try)
+├── UpstreamFailure              the upstream's fault; before the first output another attempt may follow
+│   ├── ConnectFailed            no connection: refused, DNS, TLS, proxy
+│   ├── ConnectTimeout           no connection within `timeouts.connect_s`
+│   ├── ConnectionLost           the connection ended before the answer did
+│   ├── UpstreamProtocolError    what came back is not HTTP, not JSON, not SSE, or is over a bound
+│   ├── UpstreamTruncated        the stream closed without a terminal event
+│   ├── UpstreamRefused          an HTTP error answer, or an error event inside the stream
+│   ├── FirstTokenTimeout        no output within `timeouts.first_token_s`
+│   ├── SilenceTimeout           committed, then no byte for `timeouts.silence_s`
+│   └── DeadlineExceeded         `timeouts.total_s` ran out
+├── InternalError                a defect of the relay itself
+└── ConfigurationError           found before serving: a policy set or a setting that does not hold
+
+The class says whose fault it is. What a client sees of each one (status, type, code) and whether another
+attempt may follow is the class's own row: the four attributes under its name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_FOREIGN_TEXT = 500
+"""Characters of an upstream's own error text that are passed on; the rest is cut."""
+
+
+class RelayError(Exception):
+    """Root of the tree.
+
+    Args:
+        message: what was wrong, where, and what to do, in one or two sentences. Never prompt text or a secret.
+        param: the request field at fault, if one is.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    @property
+    def http_status(self) -> int:
+        """The status a client gets if nothing was sent yet."""
+        return self.status
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Response headers that belong to this error (for example `retry-after`)."""
+        return []
+
+
+# --- the client's side -------------------------------------------------------------------------------------
+
+
+class RequestRejected(RelayError):
+    """The request is refused before anything is sent upstream."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidRequest(RequestRejected):
+    """The body is not JSON, or a field is not what the API takes."""
+
+
+class RequestTooLarge(RequestRejected):
+    """The body is larger than the policy allows."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class HeadersTooLarge(RequestRejected):
+    """The request's headers are larger than the policy allows."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class AuthenticationFailed(RequestRejected):
+    """No key was sent, or the policy does not know it."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """RFC 9110 §11.6.1: a 401 names the scheme."""
+        return [(b"www-authenticate", b"Bearer")]
+
+
+class PermissionDenied(RequestRejected):
+    """The key is known, but may not use this route."""
+
+    status = 403
+    type = "permission_error"
+    code = "route_not_allowed"
+
+
+class UnknownModel(RequestRejected):
+    """No route of the policy matches the model asked for."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class LimitExceeded(RequestRejected):
+    """One of the key's limits is used up.
+
+    Args:
+        message: which limit, and how large it is.
+        retry_after_s: seconds until the same request would pass.
+    """
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Whole seconds, rounded up, at least one."""
+        return [(b"retry-after", b"%d" % max(1, -int(-self.retry_after_s // 1)))]
+
+
+class Unavailable(RelayError):
+    """The relay cannot serve this request now: it is shutting down, or no upstream is left to try."""
+
+    status = 503
+    code = "no_upstream_available"
+
+
+class InternalError(RelayError):
+    """A defect of the relay. The message says nothing of its inside; the log does."""
+
+    code = "relay_error"
+
+
+# --- the upstream's side -----------------------------------------------------------------------------------
+
+
+class UpstreamFailure(RelayError):
+    """An attempt failed. Retryable ones may be followed by another attempt until the stream is committed."""
+
+    status = 502
+    type = "upstream_error"
+    code = "upstream_error"
+    retryable = True
+
+
+class ConnectFailed(UpstreamFailure):
+    """No connection: refused, name not found, TLS not trusted, proxy failed."""
+
+    code = "upstream_unreachable"
+
+
+class ConnectTimeout(UpstreamFailure):
+    """No connection within `timeouts.connect_s`."""
+
+    status = 504
+    code = "upstream_connect_timeout"
+
+
+class ConnectionLost(UpstreamFailure):
+    """The connection ended before the answer was complete."""
+
+    code = "upstream_connection_lost"
+
+
+class UpstreamProtocolError(UpstreamFailure):
+    """What came back is not HTTP/1.1, JSON or SSE, or is over one of the relay's bounds."""
+
+    code = "upstream_protocol_error"
+
+
+class UpstreamTruncated(UpstreamFailure):
+    """The stream closed in good order but without a terminal event."""
+
+    code = "upstream_truncated"
+
+
+class FirstTokenTimeout(UpstreamFailure):
+    """No real output within `timeouts.first_token_s`."""
+
+    status = 504
+    code = "upstream_first_token_timeout"
+
+
+class SilenceTimeout(UpstreamFailure):
+    """A committed stream went silent for `timeouts.silence_s`."""
+
+    status = 504
+    code = "upstream_stalled"
+
+
+class DeadlineExceeded(UpstreamFailure):
+    """The request took longer than `timeouts.total_s`; no attempt may follow."""
+
+    status = 504
+    code = "deadline_exceeded"
+    retryable = False
+
+
+RETRYABLE_STATUS = frozenset({401, 403, 404, 408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+"""Upstream statuses after which another candidate may succeed.
+
+401, 403 and 404 speak of the relay's own credentials or model name at that provider, never of the client's
+request, so another candidate is worth trying. 400, 413 and 422 would fail anywhere.
+"""
+
+
+class UpstreamRefused(UpstreamFailure):
+    """The upstream answered with an error, as a status or as an event in the stream.
+
+    Args:
+        message: the upstream's own message, cut to `MAX_FOREIGN_TEXT`.
+        upstream_status: its HTTP status; None for an error event in a 200 stream.
+        upstream_type: its own error type, if it gave one.
+        upstream_code: its own error code, if it gave one.
+        retry_after_s: how long it asked to be left alone, seconds.
+        param: the request field it named.
+    """
+
+    code = "upstream_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        upstream_status: int | None = None,
+        upstream_type: str | None = None,
+        upstream_code: str | None = None,
+        retry_after_s: float | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message[:MAX_FOREIGN_TEXT], param=param)
+        self.upstream_status = upstream_status
+        self.upstream_type = upstream_type
+        self.upstream_code = upstream_code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def can_retry(self) -> bool:
+        """An error event may always be tried elsewhere; a status only if it is in `RETRYABLE_STATUS`."""
+        return self.upstream_status is None or self.upstream_status in RETRYABLE_STATUS
+
+    @property
+    def http_status(self) -> int:
+        """The client's own faults and 429 keep their status; the relay's credentials are no client's business."""
+        status = self.upstream_status
+        if status is None or status < 400 or status in (401, 403, 404):  # noqa: PLR2004
+            return self.status
+        return status if status <= 599 else self.status  # noqa: PLR2004
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """`retry-after` as the upstream gave it, whole seconds."""
+        if self.retry_after_s is None:
+            return []
+        return [(b"retry-after", b"%d" % max(1, -int(-self.retry_after_s // 1)))]
+
+
+def may_retry(error: RelayError) -> bool:
+    """Whether another attempt may follow this error, before the stream is committed."""
+    return error.can_retry if isinstance(error, UpstreamRefused) else error.retryable
+
+
+# --- before serving ----------------------------------------------------------------------------------------
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing wrong with a policy set.
+
+    Attributes:
+        file: path of the file, as given.
+        line: 1-based; 0 if the finding belongs to no line.
+        key: dotted key path, for example `models.small.provider`.
+        message: what was found and what is allowed.
+        severity: `error` keeps the set from loading, `warning` does not.
+    """
+
+    file: str
+    line: int
+    key: str
+    message: str
+    severity: str = "error"
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{where}: {self.severity}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+
+
+class ConfigurationError(RelayError):
+    """A policy set or a setting does not hold.
+
+    Args:
+        message: one line that says how many findings and where.
+        findings: each of them, in file and line order.
+    """
+
+    def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
+        super().__init__(message)
+        self.findings = tuple(findings)

@@ -1,0 +1,1 @@
+"""Pure limit arithmetic: (state, now, cost) -> (state, verdict)."""

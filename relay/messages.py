@@ -1,0 +1,222 @@
+"""Frozen values that travel between the parts. No behaviour beyond reading themselves."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
+Headers = list[tuple[bytes, bytes]]
+"""Header fields in order, names in lower case, repeats kept."""
+
+
+class Outcome(StrEnum):
+    """How a request ended. Exactly one per request; see docs/architecture.md for what leads to each."""
+
+    COMPLETED = "completed"
+    LENGTH = "length"
+    CLIENT_GONE = "client_gone"
+    UPSTREAM_ERROR = "upstream_error"
+    UPSTREAM_TRUNCATED = "upstream_truncated"
+    STALLED = "stalled"
+    TTFT_TIMEOUT = "ttft_timeout"
+    DEADLINE = "deadline"
+    REJECTED = "rejected"
+    RELAY_ERROR = "relay_error"
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Tokens of one request, as the upstream counted them.
+
+    Attributes:
+        prompt_tokens: tokens read, cached ones included.
+        completion_tokens: tokens written, reasoning included.
+        cached_tokens: the part of `prompt_tokens` served from the provider's prompt cache.
+        reasoning_tokens: the part of `completion_tokens` spent on hidden reasoning.
+        estimated: True if the upstream sent no usage and the relay counted what it saw.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+
+
+class ChatRequest(msgspec.Struct, frozen=True):
+    """A Chat Completions request, read but not rebuilt.
+
+    Attributes:
+        body: the client's bytes.
+        fields: top-level fields in the client's order, values as raw JSON views into `body`.
+        model: what the client asked for.
+        stream: True for an SSE answer.
+        wants_usage: the client itself asked for the usage chunk.
+        max_tokens: the client's limit on the answer, under either of its two names; None if it set none.
+        choices: how many answers were asked for (`n`).
+        messages: how many messages the conversation has.
+    """
+
+    body: bytes
+    fields: dict[str, msgspec.Raw]
+    model: str
+    stream: bool
+    wants_usage: bool
+    max_tokens: int | None
+    choices: int
+    messages: int
+
+
+class Origin(NamedTuple):
+    """Where connections go. Pools are kept per origin."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+class Endpoint(msgspec.Struct, frozen=True, eq=False):
+    """One path of one provider, with all that is the same for each request to it. Compared by identity.
+
+    Attributes:
+        origin: where to connect.
+        target: path and query, as sent on the request line.
+        headers: fixed request headers (host, credentials, content type, accept), names in lower case.
+        connect_timeout_s: seconds a new connection may take, TLS included.
+        max_connections: open connections to the origin; further requests wait their turn.
+        proxy: URL of an HTTP proxy; needs the httpx2 transport.
+        http2: speak HTTP/2; needs the httpx2 transport.
+    """
+
+    origin: Origin
+    target: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    connect_timeout_s: float = 3.0
+    max_connections: int = 16_384
+    proxy: str | None = None
+    http2: bool = False
+
+    def __repr__(self) -> str:
+        """Without headers: they hold credentials."""
+        scheme, host, port = self.origin
+        return f"<Endpoint {scheme}://{host}:{port}{self.target}>"
+
+
+class UpstreamRequest(msgspec.Struct, frozen=True):
+    """One POST to an upstream.
+
+    Attributes:
+        endpoint: where, and the headers that never change.
+        headers: headers of this request alone (forwarded from the client's allow-listed ones).
+        body: the bytes to send; content-length is the transport's business.
+    """
+
+    endpoint: Endpoint
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+class KeyLimits(msgspec.Struct, frozen=True, gc=False):
+    """What a key may use; None is no limit.
+
+    Attributes:
+        requests_per_min: requests, a token bucket that holds one minute's worth.
+        tokens_per_min: prompt and completion tokens, likewise.
+        streams: requests in flight at the same time.
+    """
+
+    requests_per_min: int | None = None
+    tokens_per_min: int | None = None
+    streams: int | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True, gc=False):
+    """One planned try.
+
+    Attributes:
+        model: name of the policy's model.
+        number: 1 for the first.
+        backoff_s: seconds to wait before it starts, full jitter already drawn.
+    """
+
+    model: str
+    number: int
+    backoff_s: float = 0.0
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to try, in order.
+
+    Attributes:
+        route: name of the route that matched.
+        attempts: at least one unless every candidate was left out.
+        left_out: (model, reason) of candidates that were not planned.
+    """
+
+    route: str
+    attempts: tuple[Attempt, ...]
+    left_out: tuple[tuple[str, str], ...] = ()
+
+
+class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
+    """How one attempt went.
+
+    Attributes:
+        model: name of the policy's model.
+        provider: name of its provider.
+        error: code of the error that ended it (see errors.py); None if it served the answer.
+        upstream_status: HTTP status of the answer's head; None if none came.
+        ttft_s: seconds from its start to the first real output (stream) or the whole answer; None if none came.
+        duration_s: seconds from its start to its end.
+    """
+
+    model: str
+    provider: str
+    error: str | None
+    upstream_status: int | None
+    ttft_s: float | None
+    duration_s: float
+
+
+class RequestRecord(msgspec.Struct, frozen=True, gc=False):
+    """What is known of a request when it is over; metadata only, never prompt or answer text.
+
+    Attributes:
+        id: the `x-request-id` of the answer.
+        at: when it arrived, seconds since the Unix epoch.
+        endpoint: the path called, for example `/v1/chat/completions`.
+        key: name of the policy's key; "" if open or not authenticated.
+        route: name of the route; "" if none matched.
+        model: name of the model that served it; "" if none did.
+        provider: name of that model's provider; "" if none did.
+        upstream_model: what that provider calls the model; "" if none served it.
+        stream: whether an SSE answer was asked for.
+        status: HTTP status the client got; 0 if it left before one was sent.
+        outcome: how it ended.
+        error: code of the error the client was told, or of the failure that ended it; None if none.
+        attempts: each try, in order.
+        usage: tokens; None if nothing was written and the upstream counted nothing.
+        finish_reason: as the upstream gave it.
+        ttft_s: seconds from the request's arrival to the first real output sent on; None if none was.
+        duration_s: seconds from arrival to the end.
+        policy: version of the policy set it ran under.
+    """
+
+    id: str
+    at: float
+    endpoint: str
+    key: str
+    route: str
+    model: str
+    provider: str
+    upstream_model: str
+    stream: bool
+    status: int
+    outcome: Outcome
+    error: str | None
+    attempts: tuple[AttemptRecord, ...]
+    usage: Usage | None
+    finish_reason: str | None
+    ttft_s: float | None
+    duration_s: float
+    policy: str

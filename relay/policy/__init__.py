@@ -1,0 +1,1 @@
+"""Policy sets: schema, loading, and the decisions made under them."""

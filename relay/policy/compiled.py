@@ -1,0 +1,226 @@
+"""A policy set as the request path sees it: immutable, resolved, no pydantic.
+
+`load.py` makes these from files. Durations are seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Mapping
+
+    from relay.messages import KeyLimits
+
+
+class Timeouts(msgspec.Struct, frozen=True, gc=False):
+    """How long to wait for an upstream, seconds.
+
+    Attributes:
+        connect_s: for a new connection, TLS included.
+        first_token_s: from the attempt's start to the first real output.
+        silence_s: between any two bytes once the stream is committed.
+        total_s: for the whole request, all attempts together.
+    """
+
+    connect_s: float = 3.0
+    first_token_s: float = 15.0
+    silence_s: float = 20.0
+    total_s: float = 600.0
+
+
+class Breaker(msgspec.Struct, frozen=True, gc=False):
+    """When to leave an upstream alone.
+
+    Attributes:
+        failures: failures in a row that open the breaker.
+        open_s: seconds it stays open before one probe may pass.
+    """
+
+    failures: int = 5
+    open_s: float = 10.0
+
+
+class Secret(str):
+    """A string that does not show itself."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Never the value."""
+        return "Secret(…)"
+
+
+class Provider(msgspec.Struct, frozen=True, eq=False):
+    """Where a model is served.
+
+    Attributes:
+        name: as in the policy.
+        dialect: name of the wire dialect it speaks.
+        base_url: without a trailing slash.
+        api_key: resolved; None if the provider wants none.
+        headers: fixed extra request headers, names in lower case.
+        forward_headers: names of client headers passed on, lower case.
+        timeouts: defaults for its models.
+        breaker: when to leave one of its models alone.
+        max_connections: open connections to the origin.
+        proxy: HTTP proxy URL, or None.
+        http2: speak HTTP/2.
+    """
+
+    name: str
+    dialect: str
+    base_url: str
+    api_key: Secret | None
+    headers: tuple[tuple[str, str], ...]
+    forward_headers: frozenset[str]
+    timeouts: Timeouts
+    breaker: Breaker
+    max_connections: int
+    proxy: str | None
+    http2: bool
+
+
+class Model(msgspec.Struct, frozen=True, eq=False):
+    """A model that routes refer to.
+
+    Attributes:
+        name: as in the policy.
+        provider: who serves it.
+        upstream: what the provider calls it.
+        max_tokens_field: the name under which the provider takes the answer's limit.
+        timeouts: its own, the provider's filled in.
+    """
+
+    name: str
+    provider: Provider
+    upstream: str
+    max_tokens_field: str | None
+    timeouts: Timeouts
+
+
+class Match(msgspec.Struct, frozen=True, eq=False):
+    """When a route applies: every pattern given must match; globs are compiled to anchored patterns.
+
+    Attributes:
+        model: of the `model` field.
+        key: of the key's name.
+        path: of the request path.
+        headers: (name in lower case, pattern) pairs.
+    """
+
+    model: re.Pattern[str]
+    key: re.Pattern[str] | None = None
+    path: re.Pattern[str] | None = None
+    headers: tuple[tuple[bytes, re.Pattern[str]], ...] = ()
+
+
+class Route(msgspec.Struct, frozen=True, eq=False):
+    """Candidates for the requests that match.
+
+    Attributes:
+        name: as in the policy; a model's own route has the model's name.
+        match: when it applies.
+        candidates: in the order they are tried.
+        attempts: tries at most, all candidates together.
+    """
+
+    name: str
+    match: Match
+    candidates: tuple[Model, ...]
+    attempts: int
+
+
+class Retries(msgspec.Struct, frozen=True, gc=False):
+    """Waiting between attempts on the same upstream: exponential with full jitter.
+
+    Attributes:
+        base_s: upper bound of the first wait.
+        max_s: upper bound of any wait, also of an upstream's Retry-After: a longer one leaves that upstream out.
+    """
+
+    base_s: float = 0.25
+    max_s: float = 5.0
+
+
+class RequestLimits(msgspec.Struct, frozen=True, gc=False):
+    """What a request may look like.
+
+    Attributes:
+        max_body_bytes: of the whole body.
+        max_header_bytes: of all names and values together.
+        max_json_depth: of nested arrays and objects.
+        max_messages: of the conversation.
+    """
+
+    max_body_bytes: int = 32 * 1024 * 1024
+    max_header_bytes: int = 32 * 1024
+    max_json_depth: int = 64
+    max_messages: int = 4096
+
+
+class Streams(msgspec.Struct, frozen=True, gc=False):
+    """How streams behave towards the client.
+
+    Attributes:
+        keep_alive_s: silence after which a comment goes out; None sends none.
+        on_disconnect: `cancel` the upstream, or `drain` it to learn the true usage.
+        drain_max_bytes: what is read at most after the client has gone.
+        drain_max_s: how long it is read at most.
+    """
+
+    keep_alive_s: float | None = None
+    on_disconnect: str = "cancel"
+    drain_max_bytes: int = 1024 * 1024
+    drain_max_s: float = 30.0
+
+
+class Key(msgspec.Struct, frozen=True, eq=False):
+    """Who may call.
+
+    Attributes:
+        name: as in the policy; what logs and metrics say.
+        digest: SHA-256 of the key, 32 bytes.
+        routes: names of routes and models it may use; None is all.
+        limits: what it may use of them.
+    """
+
+    name: str
+    digest: bytes
+    routes: frozenset[str] | None
+    limits: KeyLimits
+
+    def may_use(self, route: str) -> bool:
+        """Whether this key may use the route of that name."""
+        return self.routes is None or route in self.routes
+
+
+class Policy(msgspec.Struct, frozen=True, eq=False):
+    """A whole set.
+
+    Attributes:
+        version: first 12 hex digits of the SHA-256 over the files' names and contents.
+        open: True if requests without a key are served.
+        providers: by name, only those that can be used.
+        models: by name, only those that can be used.
+        routes: in order, the models' own ones last.
+        keys: by the first 8 bytes of their digest (all keys with that prefix).
+        requests: limits on requests.
+        streams: behaviour of streams.
+        retries: waits between attempts.
+        skipped: (provider, reason) of providers left out because a secret they call optional is not set.
+    """
+
+    version: str
+    open: bool
+    providers: Mapping[str, Provider]
+    models: Mapping[str, Model]
+    routes: tuple[Route, ...]
+    keys: Mapping[bytes, tuple[Key, ...]]
+    requests: RequestLimits
+    streams: Streams
+    retries: Retries
+    skipped: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,1 @@
+"""Where the relay runs. They choose parts and translate; they decide nothing."""

@@ -1,0 +1,1 @@
+"""Places to keep what keys have used, all behind `base.Store`."""

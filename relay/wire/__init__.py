@@ -1,0 +1,1 @@
+"""Sans-IO parsers and encoders with bounded buffers."""
