@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from relay.messages import Usage
+
 if TYPE_CHECKING:
     from relay.errors import RelayError, UpstreamRefused
-    from relay.messages import ChatRequest, Headers, Usage
+    from relay.messages import ChatRequest, Headers
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -85,11 +87,13 @@ class Dialect(Protocol):
             InvalidRequest: not JSON, not an object, or a field has the wrong type; names the field.
         """
 
-    def encode_request(self, request: ChatRequest, *, model: str, max_tokens_field: str | None) -> bytes:
-        """The body for an upstream that calls the model `model`, asking for usage if the answer is a stream."""
+    def encode_request(
+        self, request: ChatRequest, *, model: str, max_tokens_field: str | None, ask_usage: bool
+    ) -> bytes:
+        """The body for an upstream that calls the model `model`; a stream is asked for usage if `ask_usage`."""
 
-    def stream_reader(self, *, hide_usage: bool) -> StreamReader:
-        """A reader for one attempt's stream."""
+    def stream_reader(self, *, choices: int, hide_usage: bool) -> StreamReader:
+        """A reader for one attempt's stream of `choices` answers."""
 
     def parse_answer(self, body: bytes) -> Answer:
         """Read a complete non-stream answer.

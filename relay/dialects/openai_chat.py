@@ -1,0 +1,398 @@
+"""OpenAI Chat Completions, as OpenAI and the many servers that copy it speak it.
+
+Requests and streams go through byte for byte: a request has its model, limit and stream options cut in, a stream
+loses at most the usage chunk that its client did not ask for. What is read is read from a copy.
+Source: platform.openai.com/docs/api-reference/chat; where servers differ from it, a comment says so.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from relay.dialects.base import Answer
+from relay.errors import (
+    MAX_FOREIGN_TEXT,
+    InvalidRequest,
+    RelayError,
+    UpstreamProtocolError,
+    UpstreamRefused,
+    UpstreamTruncated,
+)
+from relay.messages import ChatRequest, Headers, Usage
+from relay.wire.retry_after import retry_after_s
+from relay.wire.splice import read_object, splice
+from relay.wire.sse import EventFramer, event_data, split_events
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DONE = b"[DONE]"
+DONE_EVENT = b"data: [DONE]\n\n"
+LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
+"""The two names of the answer's limit; the newer one wins if a client sends both."""
+
+_Loose = str | list[msgspec.Raw] | dict[str, msgspec.Raw] | None
+
+
+class _Delta(msgspec.Struct, gc=False):
+    """The parts of a message or a delta that are output. Text is a string, with Mistral sometimes a list of parts."""
+
+    content: _Loose = None
+    reasoning_content: _Loose = None  # DeepSeek, vLLM, llama.cpp, xAI
+    reasoning: _Loose = None  # OpenRouter, Groq, Ollama
+    refusal: _Loose = None
+    tool_calls: list[msgspec.Raw] | None = None
+    function_call: dict[str, msgspec.Raw] | None = None
+    audio: _Loose = None
+    images: list[msgspec.Raw] | None = None
+
+    def size(self) -> int:
+        """Characters of text, and JSON characters of everything else; 0 if it is no output at all."""
+        size = 0
+        for part in (self.content, self.reasoning_content, self.reasoning, self.refusal, self.audio):
+            if part:
+                size += len(part) if isinstance(part, str) else _json_size(part)
+        for structure in (self.tool_calls, self.function_call, self.images):
+            if structure:
+                size += _json_size(structure)
+        return size
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    delta: _Delta | None = None
+    message: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Body(msgspec.Struct, gc=False):
+    """A chunk or an answer: one shape serves both."""
+
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek
+
+
+class _StreamOptions(msgspec.Struct, gc=False):
+    include_usage: bool | None = None
+
+
+class _Head(msgspec.Struct, gc=False):
+    """What the relay reads of a request."""
+
+    model: str
+    messages: list[msgspec.Raw]
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+
+
+_AT_FIELD = re.compile(r"(?:at `\$\.|required field `)(\w+)")
+_read_head = msgspec.json.Decoder(_Head).decode
+_read_body = msgspec.json.Decoder(_Body).decode
+_read_usage = msgspec.json.Decoder(_Usage).decode
+_ABSENT = (b"", b"null")
+
+
+class OpenAIChat:
+    """The dialect, see `relay.dialects.base.Dialect`."""
+
+    name = "openai"
+    chat_path = "/chat/completions"
+
+    def auth_headers(self, api_key: str | None) -> tuple[tuple[bytes, bytes], ...]:
+        """A bearer token."""
+        return ((b"authorization", b"Bearer " + api_key.encode()),) if api_key else ()
+
+    def parse_request(self, body: bytes) -> ChatRequest:
+        """Read what the relay needs; every other field is left for the upstream to judge."""
+        try:
+            fields = read_object(body)
+            head = _read_head(body)
+        except msgspec.ValidationError as error:
+            param = _AT_FIELD.search(str(error))
+            raise InvalidRequest(
+                f"The request body is not what the API takes: {error}.", param=param and param[1]
+            ) from None
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
+        return ChatRequest(
+            body=body,
+            fields=fields,
+            model=head.model,
+            stream=head.stream or False,
+            wants_usage=bool(head.stream_options and head.stream_options.include_usage),
+            max_tokens=head.max_tokens if head.max_completion_tokens is None else head.max_completion_tokens,
+            choices=head.n or 1,
+            messages=len(head.messages),
+        )
+
+    def encode_request(
+        self, request: ChatRequest, *, model: str, max_tokens_field: str | None, ask_usage: bool
+    ) -> bytes:
+        """The client's bytes with model, limit's name and stream options cut in where they differ."""
+        changes = {}
+        if model != request.model:
+            changes["model"] = msgspec.json.encode(model)
+        if request.stream and ask_usage and not request.wants_usage:
+            changes["stream_options"] = _with_usage(request.fields.get("stream_options"))
+        renames = {}
+        if max_tokens_field and max_tokens_field not in request.fields:
+            renames = {name: max_tokens_field for name in LIMIT_FIELDS if name in request.fields}
+        if not changes and not renames:
+            return request.body
+        return splice(request.body, request.fields, changes, renames)
+
+    def stream_reader(self, *, choices: int, hide_usage: bool) -> ChatStreamReader:
+        """A reader for one attempt."""
+        return ChatStreamReader(choices=choices, hide_usage=hide_usage)
+
+    def parse_answer(self, body: bytes) -> Answer:
+        """Read a complete answer's finish reason and usage."""
+        try:
+            answer = _read_body(body)
+        except msgspec.ValidationError:
+            # JSON, but of a shape that is not known here: it is the client's to judge.
+            return Answer(finish_reason=None, usage=None, output_chars=len(body))
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            raise UpstreamProtocolError("The upstream's answer is not JSON.") from None
+        if bytes(answer.error) not in _ABSENT:
+            raise _refused(bytes(answer.error), None, None)
+        choices = answer.choices or ()
+        return Answer(
+            finish_reason=choices[0].finish_reason if choices else None,
+            usage=parse_usage(answer.usage),
+            output_chars=sum(choice.message.size() for choice in choices if choice.message),
+        )
+
+    def parse_error(self, status: int, headers: Headers, body: bytes) -> UpstreamRefused:
+        """Read `{"error": …}` in the shapes that OpenAI, vLLM, FastAPI and proxies in front of them give it."""
+        wait_s = retry_after_s(headers)
+        if status in (401, 403):
+            # It speaks of the relay's credentials, sometimes with a piece of them: not for the client.
+            return UpstreamRefused(
+                "The upstream did not accept the relay's credentials.", upstream_status=status, retry_after_s=wait_s
+            )
+        try:
+            fields = read_object(body)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return UpstreamRefused(
+                f"The upstream answered with status {status}.", upstream_status=status, retry_after_s=wait_s
+            )
+        return _refused(bytes(fields.get("error", body)), status, wait_s)
+
+    def encode_error(self, error: RelayError) -> bytes:
+        """`{"error": {"message", "type", "param", "code"}}`."""
+        return msgspec.json.encode({"error": _error_object(error)})
+
+    def encode_error_event(self, error: RelayError) -> bytes:
+        """One `data:` event, which the OpenAI SDKs raise as an APIError."""
+        return b"data: %b\n\n" % self.encode_error(error)
+
+
+class ChatStreamReader:
+    """See `relay.dialects.base.StreamReader`.
+
+    A terminal event is a finish reason for each choice asked for, or `[DONE]` behind some output: one provider
+    (Snowflake Cortex) ends its streams with that alone.
+    """
+
+    __slots__ = (
+        "_choices",
+        "_ended",
+        "_framer",
+        "_hide_usage",
+        "_usage",
+        "done",
+        "failure",
+        "finish_reason",
+        "finished",
+        "output_chars",
+        "output_events",
+    )
+
+    def __init__(self, *, choices: int, hide_usage: bool) -> None:
+        self._framer = EventFramer()
+        self._choices = choices
+        self._hide_usage = hide_usage
+        self._ended: set[int] = set()
+        self._usage = msgspec.Raw()
+        self.done = False
+        self.finished = False
+        self.finish_reason: str | None = None
+        self.output_chars = 0
+        self.output_events = 0
+        self.failure: UpstreamRefused | None = None
+
+    @property
+    def has_output(self) -> bool:
+        """Real output was seen."""
+        return self.output_events > 0
+
+    @property
+    def usage(self) -> Usage | None:
+        """The last usage seen (some providers send a running one with every chunk)."""
+        return parse_usage(self._usage)
+
+    def feed(self, data: bytes) -> bytes:
+        """See `StreamReader.feed`. Nothing goes on behind `[DONE]` or an error."""
+        whole = self._framer.feed(data)
+        if not whole or self.done or self.failure is not None:
+            return b""
+        if whole.find(b"\n\n") == len(whole) - 2:  # one event, as nearly always when tokens come one by one
+            return whole if self._take(whole) else b""
+        events = split_events(whole)
+        kept = []
+        for event in events:
+            if self._take(event):
+                kept.append(event)
+            if self.done or self.failure is not None:
+                break
+        return whole if len(kept) == len(events) else b"".join(kept)
+
+    def end(self) -> bytes:
+        """See `StreamReader.end`. A last event whose blank line is missing counts if it is whole."""
+        rest = self._framer.rest()
+        owed = b""
+        if rest.strip() and not self.done and self.failure is None:
+            try:
+                owed = rest + b"\n\n" if self._take(rest + b"\n\n") else b""
+            except UpstreamProtocolError:
+                owed = b""  # torn in the middle: never shown to a client
+        if not self.finished:
+            raise UpstreamTruncated("The upstream closed the stream before the answer was complete.")
+        if self.done:
+            return owed
+        self.done = True
+        return owed + DONE_EVENT
+
+    def _take(self, event: bytes) -> bool:
+        """Read one event; False if it is to be hidden from the client."""
+        data = event_data(event)
+        if data is None:
+            return True
+        if data == DONE:
+            return self._take_done()
+        try:
+            body = _read_body(data)
+        except msgspec.ValidationError:
+            # JSON of a shape that is not known here goes on, and counts as output rather than as silence.
+            self.output_events += 1
+            return True
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            raise UpstreamProtocolError("The upstream sent an event that is not JSON.") from None
+        if bytes(body.error) not in _ABSENT:
+            self.failure = _refused(bytes(body.error), None, None)
+            return True
+        for choice in body.choices or ():
+            self._take_choice(choice)
+        if bytes(body.usage) not in _ABSENT:
+            self._usage = body.usage
+            return not (self._hide_usage and not body.choices)
+        return True
+
+    def _take_choice(self, choice: _Choice) -> None:
+        size = choice.delta.size() if choice.delta is not None else 0
+        if size:
+            self.output_chars += size
+            self.output_events += 1
+        if choice.finish_reason is not None:
+            if self.finish_reason is None:
+                self.finish_reason = choice.finish_reason
+            self._ended.add(choice.index)
+            self.finished = len(self._ended) >= self._choices
+
+    def _take_done(self) -> bool:
+        """`[DONE]` is passed on only where something ended: a dead upstream never becomes a clean end."""
+        if not self.finished and not self.has_output:
+            return False
+        self.finished = True
+        self.done = True
+        return True
+
+
+def parse_usage(raw: msgspec.Raw) -> Usage | None:
+    """Read a `usage` object; None if it is absent, null or not one."""
+    if bytes(raw) in _ABSENT:
+        return None
+    try:
+        usage = _read_usage(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    prompt_details, completion_details = usage.prompt_tokens_details, usage.completion_tokens_details
+    cached = prompt_details.cached_tokens if prompt_details else usage.prompt_cache_hit_tokens
+    return Usage(
+        prompt_tokens=usage.prompt_tokens or 0,
+        completion_tokens=usage.completion_tokens or 0,
+        cached_tokens=cached or 0,
+        reasoning_tokens=(completion_details.reasoning_tokens if completion_details else 0) or 0,
+    )
+
+
+def _with_usage(options: msgspec.Raw | None) -> bytes:
+    """`stream_options` with `include_usage` on and everything else as it was."""
+    if options is None or bytes(options) in _ABSENT:
+        return b'{"include_usage":true}'
+    return splice(bytes(options), read_object(options), {"include_usage": b"true"})
+
+
+def _json_size(value: Sequence[msgspec.Raw] | dict[str, msgspec.Raw]) -> int:
+    raws = value.values() if isinstance(value, dict) else value
+    return sum(len(bytes(raw)) for raw in raws)
+
+
+class _ErrorFields(msgspec.Struct, gc=False):
+    """`{"message", "type", "param", "code"}`; FastAPI says `detail`, and some servers number their codes."""
+
+    message: str | None = None
+    detail: str | None = None
+    type: str | None = None
+    param: str | None = None
+    code: str | int | None = None
+
+
+def _refused(error: bytes, status: int | None, wait_s: float | None) -> UpstreamRefused:
+    """Read an error object, or a bare string in its place."""
+    try:
+        read = msgspec.json.decode(error, type=_ErrorFields | str)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        read = _ErrorFields()
+    fields = _ErrorFields(message=read) if isinstance(read, str) else read
+    fallback = f"The upstream answered with status {status}." if status else "The upstream sent an error."
+    return UpstreamRefused(
+        (fields.message or fields.detail or fallback)[:MAX_FOREIGN_TEXT],
+        upstream_status=status,
+        upstream_type=fields.type,
+        upstream_code=None if fields.code is None else str(fields.code),
+        retry_after_s=wait_s,
+        param=fields.param,
+    )
+
+
+def _error_object(error: RelayError) -> dict[str, str | None]:
+    """An upstream's own type and code where the fault is the client's to mend, else the relay's."""
+    kind, code = error.type, error.code
+    if isinstance(error, UpstreamRefused) and error.http_status == error.upstream_status:
+        kind, code = error.upstream_type or kind, error.upstream_code or code
+    return {"message": error.message, "type": kind, "param": error.param, "code": code}
