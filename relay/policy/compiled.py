@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
 
 import msgspec
 
-if TYPE_CHECKING:
-    import re
-    from collections.abc import Mapping
+from relay.messages import KeyLimits
 
-    from relay.messages import KeyLimits
+KEY_PREFIX = 8
+"""Bytes of a key's digest by which it is looked up, before the whole digest is compared in constant time."""
 
 
 class Timeouts(msgspec.Struct, frozen=True, gc=False):
@@ -117,6 +119,26 @@ class Match(msgspec.Struct, frozen=True, eq=False):
     path: re.Pattern[str] | None = None
     headers: tuple[tuple[bytes, re.Pattern[str]], ...] = ()
 
+    def takes_key(self, key: str) -> bool:
+        """Whether requests under the key of that name may match."""
+        return self.key is None or self.key.match(key) is not None
+
+    def takes(self, key: str, path: str, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether all patterns but the model's match."""
+        return (
+            self.takes_key(key)
+            and (self.path is None or self.path.match(path) is not None)
+            and all(
+                name in headers and pattern.match(headers[name].decode("latin-1")) is not None
+                for name, pattern in self.headers
+            )
+        )
+
+    @property
+    def only_model(self) -> bool:
+        """Whether the model alone decides."""
+        return self.key is None and self.path is None and not self.headers
+
 
 class Route(msgspec.Struct, frozen=True, eq=False):
     """Candidates for the requests that match.
@@ -207,7 +229,8 @@ class Policy(msgspec.Struct, frozen=True, eq=False):
         providers: by name, only those that can be used.
         models: by name, only those that can be used.
         routes: in order, the models' own ones last.
-        keys: by the first 8 bytes of their digest (all keys with that prefix).
+        by_model: for each model name that a route spells out, the routes that can match it, in order.
+        keys: by the first `KEY_PREFIX` bytes of their digest (all keys with that prefix).
         requests: limits on requests.
         streams: behaviour of streams.
         retries: waits between attempts.
@@ -219,8 +242,56 @@ class Policy(msgspec.Struct, frozen=True, eq=False):
     providers: Mapping[str, Provider]
     models: Mapping[str, Model]
     routes: tuple[Route, ...]
+    by_model: Mapping[str, tuple[Route, ...]]
     keys: Mapping[bytes, tuple[Key, ...]]
     requests: RequestLimits
     streams: Streams
     retries: Retries
     skipped: tuple[tuple[str, str], ...] = ()
+
+    def route_for(self, model: str, key: str, path: str, headers: Mapping[bytes, bytes]) -> Route | None:
+        """The first route that matches.
+
+        Args:
+            model: what the client asked for.
+            key: name of its key; "" if it sent none.
+            path: of the request, without a query.
+            headers: of the request, names in lower case.
+        """
+        spelled_out = self.by_model.get(model)
+        if spelled_out is not None:
+            return next((route for route in spelled_out if route.match.takes(key, path, headers)), None)
+        for route in self.routes:
+            if route.match.model.match(model) is not None and route.match.takes(key, path, headers):
+                return route
+        return None
+
+    def key_for(self, presented: bytes) -> Key | None:
+        """The key that was presented, or None if the set does not know it.
+
+        Time tells at most how many leading bytes of the digest are in the set, never anything of a key.
+        """
+        digest = hashlib.sha256(presented).digest()
+        for key in self.keys.get(digest[:KEY_PREFIX], ()):
+            if hmac.compare_digest(key.digest, digest):
+                return key
+        return None
+
+    def visible_models(self, key: Key | None) -> list[str]:
+        """Model names a client may ask for, in the set's order; what only a glob matches cannot be listed.
+
+        Args:
+            key: the client's; None for a client without one in an open set.
+        """
+        return [model for model, routes in self.by_model.items() if _can_use(key, routes)]
+
+
+def _can_use(key: Key | None, routes: tuple[Route, ...]) -> bool:
+    """Whether a request with this key can end up, by some path and headers, in a route that it may use."""
+    for route in routes:
+        if route.match.takes_key("" if key is None else key.name):
+            if key is None or key.may_use(route.name):
+                return True
+            if route.match.path is None and not route.match.headers:
+                return False
+    return False
