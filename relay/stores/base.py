@@ -43,7 +43,8 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         limit: the field of KeyLimits that is used up.
         allowed: how large that limit is.
-        retry_after_s: seconds until the same ask would pass, if nothing else is taken meanwhile.
+        retry_after_s: seconds until the same ask would pass, if nothing else is taken meanwhile; for `streams`,
+            which end when they end, a moment after which asking again is worth while.
     """
 
     limit: str
@@ -52,7 +53,11 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
 
 
 class Store(Protocol):
-    """Keeps what keys have used. `now` is seconds on the caller's monotonic clock."""
+    """Keeps what keys have used.
+
+    `now` is seconds on one clock for all who share the store; within a process it does not run backwards. Limits,
+    where they are set, are at least 1.
+    """
 
     async def reserve(self, ask: Ask, now: float) -> Lease | Refusal:
         """Take one request, `ask.tokens` tokens and one stream from the key, or nothing at all.
@@ -61,7 +66,10 @@ class Store(Protocol):
         """
 
     async def settle(self, lease: Lease, tokens: int, now: float) -> None:
-        """Give the stream back and correct the tokens to what was really used. A second call does nothing."""
+        """Give the stream back and correct the tokens to what was really used.
+
+        A second call does nothing, nor does one after the lease has expired.
+        """
 
     async def ready(self) -> bool:
         """Whether the store can be reached."""

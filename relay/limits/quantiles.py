@@ -1,0 +1,176 @@
+"""Quantiles of a stream of positive numbers that forget the past, in bounded memory.
+
+Buckets whose borders grow by a constant factor keep a relative error (DDSketch: Masson, Rim and Lee, VLDB 2019).
+Forgetting is forward decay (Cormode et al., ICDE 2009): instead of shrinking all the old weights, each new one is
+larger than the last, so an update touches one bucket; the scale is reset before it overflows.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import accumulate
+from math import ceil, exp, log
+
+import msgspec
+
+LOWEST = 1e-3
+"""Smallest value told apart: a millisecond. Whatever is below counts as this."""
+
+HIGHEST = 1e7
+"""Largest value told apart: ten million tokens, or 115 days. Whatever is above counts as this."""
+
+_RESCALE_AT = 60.0
+"""Natural logarithm of the weight at which the scale is reset; far from both ends of a float."""
+
+_NEGLIGIBLE = 1e-9
+"""Share of the whole weight below which a bucket is dropped at a reset."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, gc=False):
+    """A sketch at rest: what is persisted, sent and merged.
+
+    Attributes:
+        relative_error: of every quantile read from it.
+        half_life_s: time in which a weight halves; None if nothing is forgotten.
+        at: the moment at which the weights are as given, seconds on a clock that all who merge share.
+        weights: by bucket number.
+        total: sum of weight times value.
+    """
+
+    relative_error: float
+    half_life_s: float | None
+    at: float
+    weights: dict[int, float]
+    total: float
+
+
+class Sketch:
+    """The running form; not to be shared by threads.
+
+    At most ln(HIGHEST / LOWEST) / (2 * relative_error) buckets: 576 at 2 %.
+
+    Args:
+        relative_error: bound on |estimate - true| / true of every quantile, for values from `LOWEST` to `HIGHEST`.
+        half_life_s: time in which an observation's weight halves; None forgets nothing.
+    """
+
+    __slots__ = (
+        "_buckets_per_e",
+        "_landmark",
+        "_rate",
+        "_total",
+        "_weight",
+        "_weights",
+        "half_life_s",
+        "relative_error",
+    )
+
+    def __init__(self, *, relative_error: float = 0.02, half_life_s: float | None = None) -> None:
+        self.relative_error = relative_error
+        self.half_life_s = half_life_s
+        self._buckets_per_e = 1.0 / log(_growth(relative_error))
+        self._rate = _rate(half_life_s)
+        self._landmark = 0.0  # the moment at which a weight of one is stored as one
+        self._weights: dict[int, float] = {}
+        self._weight = 0.0
+        self._total = 0.0
+
+    def add(self, value: float, now: float, weight: float = 1.0) -> None:
+        """Count one observation.
+
+        Args:
+            value: at least 0.
+            now: seconds on any clock that does not run below zero; it may stand still or step back.
+            weight: how much it counts for, above 0.
+        """
+        age = (now - self._landmark) * self._rate
+        if age > _RESCALE_AT:
+            self._rescale(now)
+        elif age > 0.0:
+            weight *= exp(age)
+        value = min(max(value, LOWEST), HIGHEST)
+        bucket = ceil(log(value) * self._buckets_per_e)
+        weights = self._weights
+        weights[bucket] = weights.get(bucket, 0.0) + weight
+        self._weight += weight
+        self._total += weight * value
+
+    def _rescale(self, now: float) -> None:
+        factor = self._faded(now)
+        keep = self._weight * _NEGLIGIBLE
+        self._weights = {bucket: weight * factor for bucket, weight in self._weights.items() if weight > keep}
+        self._weight *= factor
+        self._total *= factor
+        self._landmark = now
+
+    def _faded(self, now: float) -> float:
+        """What is left at `now` of a weight stored as one. Never more than one, should a clock have stepped back."""
+        return exp(min((self._landmark - now) * self._rate, 0.0))
+
+    def weight(self, now: float) -> float:
+        """How many observations the sketch still stands for."""
+        return self._weight * self._faded(now)
+
+    def mean(self) -> float | None:
+        """The weighted mean; None if nothing was observed."""
+        return self._total / self._weight if self._weight else None
+
+    def quantile(self, q: float) -> float | None:
+        """The value that a share `q` (0 to 1) of the weight does not exceed; None if nothing was observed.
+
+        Sorts the buckets: tens of microseconds. Who reads more often than the answer changes keeps it.
+        """
+        if not self._weight:
+            return None
+        buckets = sorted(self._weights)
+        sums = list(accumulate(map(self._weights.__getitem__, buckets)))
+        growth = _growth(self.relative_error)
+        # Not against self._weight: that sum was rounded in another order, and may exceed this one.
+        return 2.0 * growth ** buckets[bisect_left(sums, q * sums[-1])] / (growth + 1.0)
+
+    def snapshot(self, now: float) -> Snapshot:
+        """What is known at `now`, to keep, send or merge."""
+        factor = self._faded(now)
+        weights = {bucket: weight * factor for bucket, weight in self._weights.items()}
+        return Snapshot(self.relative_error, self.half_life_s, now, weights, self._total * factor)
+
+    @classmethod
+    def restore(cls, snapshot: Snapshot) -> Sketch:
+        """A sketch that goes on from a snapshot. It keeps its own copy of the weights."""
+        sketch = cls(relative_error=snapshot.relative_error, half_life_s=snapshot.half_life_s)
+        sketch._landmark = snapshot.at
+        sketch._weights = dict(snapshot.weights)
+        sketch._weight = sum(snapshot.weights.values())
+        sketch._total = snapshot.total
+        return sketch
+
+
+def merge(a: Snapshot, b: Snapshot) -> Snapshot:
+    """What both saw together, as of the later one. The order of merging does not matter beyond rounding.
+
+    Raises:
+        ValueError: their relative errors or half-lives differ, so their buckets or weights mean different things.
+    """
+    if (a.relative_error, a.half_life_s) != (b.relative_error, b.half_life_s):
+        raise ValueError(
+            f"sketches of {a.relative_error} and {b.relative_error} relative error, half-lives {a.half_life_s} and "
+            f"{b.half_life_s} s, cannot be merged"
+        )
+    rate, at = _rate(a.half_life_s), max(a.at, b.at)
+    weights: dict[int, float] = {}
+    total = 0.0
+    for part in (a, b):
+        factor = exp((part.at - at) * rate)
+        total += part.total * factor
+        for bucket, weight in part.weights.items():
+            weights[bucket] = weights.get(bucket, 0.0) + weight * factor
+    return Snapshot(a.relative_error, a.half_life_s, at, weights, total)
+
+
+def _growth(relative_error: float) -> float:
+    """Ratio of a bucket's borders that keeps the error: bucket b is (growth^(b-1), growth^b]."""
+    return (1.0 + relative_error) / (1.0 - relative_error)
+
+
+def _rate(half_life_s: float | None) -> float:
+    return 0.0 if half_life_s is None else log(2.0) / half_life_s

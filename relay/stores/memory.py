@@ -1,0 +1,114 @@
+"""The store of a single process: dictionaries, changed only in code that does not await."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import TYPE_CHECKING
+
+from relay.limits import buckets
+from relay.stores.base import Lease, Refusal
+
+if TYPE_CHECKING:
+    from relay.stores.base import Ask
+
+STREAM_RETRY_S = 1.0
+"""What a caller refused for want of a stream is told to wait: when one of the others will end nobody knows."""
+
+_SLACK = 64
+"""Stale entries that are left alone, so that a small store is not swept on every call."""
+
+
+class _Used:
+    """What one key has used."""
+
+    __slots__ = ("requests_full_at", "streams", "tokens_full_at")
+
+    def __init__(self) -> None:
+        self.requests_full_at = buckets.FULL
+        self.tokens_full_at = buckets.FULL
+        self.streams = 0
+
+    def is_idle(self, now: float) -> bool:
+        """Whether forgetting it would change no answer."""
+        return not self.streams and self.requests_full_at <= now and self.tokens_full_at <= now
+
+
+class MemoryStore:
+    """Implements `relay.stores.base.Store`. No verb ever suspends, so each is atomic.
+
+    Memory: one lease per request in flight, one entry per key in use within about the last minute, and at most as
+    many stale ones again.
+    """
+
+    def __init__(self) -> None:
+        self._used: dict[str, _Used] = {}
+        self._sweep_at = _SLACK
+        self._leases: dict[str, Lease] = {}
+        self._expiries: list[tuple[float, str]] = []
+        self._ids = count(1)
+
+    async def reserve(self, ask: Ask, now: float) -> Lease | Refusal:
+        """As in `Store.reserve`."""
+        self._expire(now)
+        limits = ask.limits
+        used = self._used.get(ask.key) or self._enter(ask.key, now)
+        requests, tokens, waits = used.requests_full_at, used.tokens_full_at, []
+        if limits.requests_per_min is not None:
+            requests, wait_s = buckets.take(requests, now, 1, per_min=limits.requests_per_min)
+            waits.append((wait_s, "requests_per_min", limits.requests_per_min))
+        if limits.tokens_per_min is not None:
+            tokens, wait_s = buckets.take(tokens, now, ask.tokens, per_min=limits.tokens_per_min)
+            waits.append((wait_s, "tokens_per_min", limits.tokens_per_min))
+        if limits.streams is not None:
+            wait_s = STREAM_RETRY_S if used.streams >= limits.streams else 0.0
+            waits.append((wait_s, "streams", limits.streams))
+        wait_s, limit, allowed = max(waits, default=(0.0, "", 0))
+        if wait_s:
+            return Refusal(limit, allowed, wait_s)
+        used.requests_full_at, used.tokens_full_at = requests, tokens
+        used.streams += 1
+        return self._grant(ask, now)
+
+    async def settle(self, lease: Lease, tokens: int, now: float) -> None:
+        """As in `Store.settle`."""
+        self._expire(now)
+        if self._leases.pop(lease.id, None) is None:
+            return
+        ask = lease.ask
+        used = self._used[ask.key]
+        used.streams -= 1
+        per_min = ask.limits.tokens_per_min
+        if per_min is not None:
+            used.tokens_full_at = buckets.correct(used.tokens_full_at, now, ask.tokens, tokens, per_min=per_min)
+
+    async def ready(self) -> bool:
+        """Always: there is nothing to reach."""
+        return True
+
+    async def close(self) -> None:
+        """Nothing is held outside of memory."""
+
+    def _grant(self, ask: Ask, now: float) -> Lease:
+        lease = Lease(str(next(self._ids)), ask)
+        self._leases[lease.id] = lease
+        heappush(self._expiries, (now + ask.ttl_s, lease.id))
+        return lease
+
+    def _expire(self, now: float) -> None:
+        """Take back the streams of leases that nobody settled. Their tokens stay spent: nobody knows better."""
+        expiries = self._expiries
+        while expiries and expiries[0][0] <= now:
+            lease = self._leases.pop(heappop(expiries)[1], None)
+            if lease is not None:
+                self._used[lease.ask.key].streams -= 1
+        if len(expiries) > 2 * len(self._leases) + _SLACK:  # mostly of settled leases
+            self._expiries = [entry for entry in expiries if entry[1] in self._leases]
+            heapify(self._expiries)
+
+    def _enter(self, key: str, now: float) -> _Used:
+        if len(self._used) >= self._sweep_at:
+            self._used = {name: used for name, used in self._used.items() if not used.is_idle(now)}
+            self._sweep_at = 2 * len(self._used) + _SLACK
+        used = self._used[key] = _Used()
+        return used
