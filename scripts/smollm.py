@@ -2,8 +2,8 @@
 
     python scripts/smollm.py [--port 8081]
 
-On loopback only, as the model `smollm2-135m`, until SIGTERM or Ctrl-C. The weights (93 MB) are fetched once into `.cache/`.
-The last line printed is the server's URL; the model is loaded then.
+On loopback only, as the model `smollm2-135m`, until SIGTERM or Ctrl-C. The weights (93 MB) are fetched once into
+`.cache/`. The last line printed ends in the server's URL; the model is loaded then.
 """
 
 from __future__ import annotations
