@@ -23,6 +23,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from relay import __version__
 from relay.messages import Outcome
 
 if TYPE_CHECKING:
@@ -156,11 +157,10 @@ class Metrics:
     """Counts finished requests and answers scrapes. An observer of the pipeline.
 
     Args:
-        version: the relay's own, for `relay_build_info`.
         siblings: snapshots of the other workers, read anew for each scrape.
     """
 
-    def __init__(self, *, version: str, siblings: Callable[[], Iterable[Snapshot]] = tuple) -> None:
+    def __init__(self, *, siblings: Callable[[], Iterable[Snapshot]] = tuple) -> None:
         self._siblings = siblings
         self._families: Snapshot = {}
         self._reads: list[tuple[Family, Read, dict[Labels, float]]] = []
@@ -230,7 +230,7 @@ class Metrics:
             "relay_build_info",
             "Always 1; the labels say what is running.",
             ("version", "python"),
-            lambda: [((version, platform.python_version()), 1)],
+            lambda: [((__version__, platform.python_version()), 1)],
             merge="max",
         )
 

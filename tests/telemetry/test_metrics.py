@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from relay import __version__
 from relay.messages import AttemptRecord, Outcome, Usage
 from relay.telemetry.metrics import (
     MAX_COUNTER_ROWS,
@@ -48,7 +49,7 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(version="1.2.3")
+    return Metrics()
 
 
 def test_requests_are_counted_by_what_the_policy_calls_them(metrics: Metrics) -> None:
@@ -191,7 +192,7 @@ def test_gauges_are_read_when_scraped(metrics: Metrics) -> None:
 def test_counters_kept_elsewhere_carry_on_after_a_restart() -> None:
     """What such a counter says is added to what the worker before had reached, however often it is read."""
     spent = {(): 2.5}
-    before, after = Metrics(version="1"), Metrics(version="1")
+    before, after = Metrics(), Metrics()
     before.counter("relay_cpu_seconds_total", "CPU.", (), spent.items)
     after.counter("relay_cpu_seconds_total", "CPU.", (), {(): 1.0}.items)
     before.snapshot()
@@ -205,7 +206,7 @@ def test_a_restart_keeps_counts_and_drops_gauges(metrics: Metrics) -> None:
     """A worker that takes a dead one's place carries its counters and histograms on, and none of its gauges."""
     metrics.record(SERVED)
     metrics.gauge("relay_things", "Things.", (), lambda: [((), 3)])
-    heir = Metrics(version="1.2.3")
+    heir = Metrics()
     heir.restore(decode(encode(metrics.snapshot())))
     heir.record(SERVED)
     samples = scraped(heir)
@@ -216,7 +217,7 @@ def test_a_restart_keeps_counts_and_drops_gauges(metrics: Metrics) -> None:
 
 def test_a_restart_respects_the_bound() -> None:
     """Rows carried on count against the family's bound like its own."""
-    before, after = Metrics(version="1"), Metrics(version="1")
+    before, after = Metrics(), Metrics()
     before.record(SERVED)
     after._requests.max_rows = 1
     after.record(record(model="mine"))
@@ -227,8 +228,8 @@ def test_a_restart_respects_the_bound() -> None:
 def test_a_scrape_adds_the_other_workers() -> None:
     """The worker that is asked answers for all: counts are summed, gauges merged as they say."""
     workers: list[Metrics] = [
-        Metrics(version="1", siblings=lambda: [decode(encode(workers[1].snapshot()))]),
-        Metrics(version="1"),
+        Metrics(siblings=lambda: [decode(encode(workers[1].snapshot()))]),
+        Metrics(),
     ]
     for number, worker in enumerate(workers, 1):
         worker.record(SERVED)
@@ -239,7 +240,7 @@ def test_a_scrape_adds_the_other_workers() -> None:
     assert value(samples, "gen_ai_server_request_duration_count") == 2
     assert value(samples, "relay_active") == 3
     assert value(samples, "relay_state") == 2
-    assert value(samples, "relay_build_info", version="1") == 1
+    assert value(samples, "relay_build_info", version=__version__) == 1
     assert workers[0].snapshot()["relay_requests_total"].rows != {}
     assert value(scraped(workers[0]), "relay_requests_total") == 2
 

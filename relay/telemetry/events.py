@@ -1,0 +1,198 @@
+"""One line in the log per finished request: metadata only, as JSON for machines or short and coloured for people.
+
+Lines gather in memory and go out together, at the latest after `FLUSH_S`, because a write each would cost more than
+all else that is done to finish a request. A line that tells of trouble goes out at once, with those before it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from relay.messages import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from relay.clock import Clock
+    from relay.messages import RequestRecord
+
+Level = Literal["debug", "info", "warning", "error"]
+
+LEVELS: tuple[Level, ...] = ("debug", "info", "warning", "error")
+"""From chatty to quiet."""
+
+FLUSH_S = 0.2
+"""Seconds a line may wait: too short for a person to notice, long enough to gather hundreds under load."""
+
+FLUSH_BYTES = 32 * 1024
+"""Bytes that may wait: what a pipe takes in one write (it holds 64 KiB on Linux)."""
+
+LEVEL_OF: dict[Outcome, Level] = {
+    Outcome.COMPLETED: "info",
+    Outcome.LENGTH: "info",
+    Outcome.CLIENT_GONE: "info",
+    Outcome.REJECTED: "info",
+    Outcome.UPSTREAM_ERROR: "warning",
+    Outcome.UPSTREAM_TRUNCATED: "warning",
+    Outcome.STALLED: "warning",
+    Outcome.TTFT_TIMEOUT: "warning",
+    Outcome.DEADLINE: "warning",
+    Outcome.RELAY_ERROR: "error",
+}
+"""How loud an outcome is. What a client brought about is no trouble of the relay's: rejected requests do not shout."""
+
+
+class RequestEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """The JSON line, field by field; what has nothing to say is left out. docs/operations.md describes each one."""
+
+    ts: datetime
+    level: Level
+    event: Literal["request"]
+    id: str
+    endpoint: str
+    status: int
+    outcome: str
+    duration_s: float
+    attempts: int
+    stream: bool
+    policy: str
+    key: str = ""
+    route: str = ""
+    model: str = ""
+    provider: str = ""
+    upstream_model: str = ""
+    error: str | None = None
+    ttft_s: float | None = None
+    upstream_ttft_s: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    usage_estimated: bool = False
+    finish_reason: str | None = None
+    tried: list[str] = []
+
+
+def request_event(record: RequestRecord) -> RequestEvent:
+    """The event of a record. Its time is when the request ended; seconds are cut to microseconds."""
+    usage, attempts = record.usage, record.attempts
+    ttft_s = attempts[-1].ttft_s if attempts else None
+    return RequestEvent(
+        ts=datetime.fromtimestamp(record.at + record.duration_s, UTC),
+        level=LEVEL_OF[record.outcome],
+        event="request",
+        id=record.id,
+        endpoint=record.endpoint,
+        status=record.status,
+        outcome=record.outcome.value,
+        duration_s=round(record.duration_s, 6),
+        attempts=len(attempts),
+        stream=record.stream,
+        policy=record.policy,
+        key=record.key,
+        route=record.route,
+        model=record.model,
+        provider=record.provider,
+        upstream_model=record.upstream_model,
+        error=record.error,
+        ttft_s=None if record.ttft_s is None else round(record.ttft_s, 6),
+        upstream_ttft_s=None if ttft_s is None else round(ttft_s, 6),
+        prompt_tokens=None if usage is None else usage.prompt_tokens,
+        completion_tokens=None if usage is None else usage.completion_tokens,
+        cached_tokens=0 if usage is None else usage.cached_tokens,
+        reasoning_tokens=0 if usage is None else usage.reasoning_tokens,
+        usage_estimated=usage is not None and usage.estimated,
+        finish_reason=record.finish_reason,
+        tried=[f"{attempt.model}: {attempt.error or 'ok'}" for attempt in attempts] if len(attempts) > 1 else [],
+    )
+
+
+COLOURS: dict[Level, str] = {"debug": "2", "info": "32", "warning": "33", "error": "31"}
+"""ANSI: faint, green, yellow, red."""
+
+
+def painted(text: str, ansi: str, *, colour: bool) -> str:
+    """`text` in that colour, or as it is."""
+    return f"\x1b[{ansi}m{text}\x1b[0m" if colour else text
+
+
+def console_line(record: RequestRecord, *, colour: bool) -> str:
+    """A record as one line for a person: what happened, who asked, what served it, how long it took."""
+    at = datetime.fromtimestamp(record.at + record.duration_s, UTC)
+    level = LEVEL_OF[record.outcome]
+    parts = [
+        painted(f"{at:%H:%M:%S}", "2", colour=colour),
+        painted(f"{level:<7}", COLOURS[level], colour=colour),
+        f"{record.status or '---'} {record.outcome.value}",
+    ]
+    if record.route:
+        parts.append(f"{record.route} -> {record.model or '-'}" if record.model != record.route else record.model)
+    if record.key:
+        parts.append(record.key)
+    if record.ttft_s is not None and record.stream:
+        parts.append(f"ttft {record.ttft_s:.3f}s")
+    parts.append(f"{record.duration_s:.3f}s")
+    if record.usage is not None:
+        about = "~" if record.usage.estimated else ""
+        parts.append(f"{about}{record.usage.prompt_tokens}+{record.usage.completion_tokens} tokens")
+    if len(record.attempts) > 1:
+        parts.append(f"{len(record.attempts)} attempts")
+    if record.error is not None:
+        parts.append(record.error)
+    parts.append(painted(record.id, "2", colour=colour))
+    return "  ".join(parts)
+
+
+class EventLog:
+    """Writes finished requests to the log. An observer of the pipeline.
+
+    Args:
+        write: takes some whole lines, and must not wait.
+        clock: times the flush.
+        level: quieter ones are not written.
+        style: JSON, or short lines for people.
+        colour: whether those lines are coloured.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[bytes], object],
+        *,
+        clock: Clock,
+        level: Level = "info",
+        style: Literal["json", "console"] = "json",
+        colour: bool = False,
+    ) -> None:
+        self._write = write
+        self._clock = clock
+        self._style = style
+        self._colour = colour
+        self._written_levels = frozenset(LEVELS[LEVELS.index(level) :])
+        self._encoder = msgspec.json.Encoder()
+        self._buffer = bytearray()
+
+    def record(self, record: RequestRecord) -> None:
+        """Add a finished request's line."""
+        level = LEVEL_OF[record.outcome]
+        if level not in self._written_levels:
+            return
+        buffer = self._buffer
+        if not buffer:
+            self._clock.call_later(FLUSH_S, self.flush)
+        if self._style == "json":
+            self._encoder.encode_into(request_event(record), buffer, -1)
+        else:
+            buffer += console_line(record, colour=self._colour).encode()
+        buffer += b"\n"
+        if level != "info" or len(buffer) >= FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, if anything does."""
+        if self._buffer:
+            lines = bytes(self._buffer)
+            self._buffer.clear()
+            self._write(lines)
