@@ -15,8 +15,8 @@ $(INSTALLED): scripts/install requirements-dev.lock pyproject.toml
 	@scripts/install
 	@touch $@
 
-serve: $(INSTALLED)  ## A small real model and Relay in front of it, on loopback, until Ctrl-C.
-	@exec python scripts/demo.py
+serve: $(INSTALLED)  ## A small real model and Relay in front of it, on loopback. Ports: make serve ARGS=--help
+	@exec python scripts/demo.py $(ARGS)
 
 test: $(INSTALLED)  ## All tests. One of them: make test ARGS=tests/wire/test_sse.py
 	pytest $(ARGS)
