@@ -1,0 +1,151 @@
+"""HTTP/1.1 as bytes (RFC 9112): what a client sends ahead of a body, and how a server frames an answer.
+
+Nothing here reads: answers are parsed by llhttp (httptools) in the transport. What both transports must say about an
+answer's head alike is here too (`unusable`).
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from relay.messages import Endpoint, Headers
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Bytes of an answer's head that are accepted. nginx takes 32 KB of headers by default, Node 16 KB, Envoy 60 KB."""
+
+LAST_CHUNK = b"0\r\n\r\n"
+"""Ends a chunked body that has no trailers."""
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
+"""Status line by code, with the registered reason phrase."""
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_TARGET = re.compile(r"[!-~]+")
+_OWNED = frozenset(
+    (b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)
+"""Request headers that frame the message or rule the connection: the transport's business alone."""
+
+
+# --- requests ----------------------------------------------------------------------------------------------
+
+
+def host_header(scheme: str, host: str, port: int) -> bytes:
+    """The `host` of RFC 9110 §7.2: IPv6 addresses in brackets, the port only if it is not the scheme's own.
+
+    Raises:
+        ValueError: the name is not ASCII; international names are configured in their `xn--` form.
+    """
+    name = f"[{host}]" if ":" in host else host
+    return (name if port == DEFAULT_PORTS.get(scheme) else f"{name}:{port}").encode("ascii")
+
+
+def fixed_headers(endpoint: Endpoint) -> Headers:
+    """The headers that each request to an endpoint starts with.
+
+    `host` is added if missing, and so is `accept-encoding: identity`: the relay reads what it passes on, and a
+    compressed stream could only be read by decompressing it.
+
+    Raises:
+        ValueError: a name is not a token, or belongs to the transport (`content-length` and its like), or the
+            origin's host is not ASCII.
+    """
+    headers = list(endpoint.headers)
+    names = {name for name, _ in headers}
+    for name in names:
+        if name in _OWNED or not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be a fixed request header of {endpoint!r}")
+    if b"host" not in names:
+        headers.insert(0, (b"host", host_header(*endpoint.origin)))
+    if b"accept-encoding" not in names:
+        headers.append((b"accept-encoding", b"identity"))
+    return headers
+
+
+def request_head(endpoint: Endpoint) -> bytes:
+    """All of a POST's head that is the same for each request to an endpoint; `encode_request` adds the rest.
+
+    Raises:
+        ValueError: the target or a header cannot be sent as it is.
+    """
+    if not _TARGET.fullmatch(endpoint.target):
+        raise ValueError(f"the request target of {endpoint!r} has characters that must be percent-encoded")
+    return b"POST %b HTTP/1.1\r\n%b" % (endpoint.target.encode(), encode_headers(fixed_headers(endpoint)))
+
+
+def encode_request(head: bytes, headers: Collection[tuple[bytes, bytes]], body: bytes) -> bytes:
+    """A whole POST in one piece, so that it leaves in one write.
+
+    Args:
+        head: from `request_head`.
+        headers: of this request alone.
+        body: may be empty.
+
+    Raises:
+        ValueError: a header cannot be sent as it is, or belongs to the transport.
+    """
+    if not headers:
+        return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
+    if not _OWNED.isdisjoint([name for name, _ in headers]):
+        raise ValueError("a request header belongs to the transport")
+    return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, encode_headers(headers), len(body), body)
+
+
+# --- answers -----------------------------------------------------------------------------------------------
+
+
+def response_head(status: int, headers: Collection[tuple[bytes, bytes]]) -> bytes:
+    """An answer's head, the empty line included. Framing headers are the caller's.
+
+    Raises:
+        ValueError: a header cannot be sent as it is.
+    """
+    line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return b"%b%b\r\n" % (line, encode_headers(headers))
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body (RFC 9112 §7.1). `data` must not be empty: that would end the body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def unusable(status: int, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """What an answer has that cannot be passed on, for "…sent …"; None if it is fine.
+
+    The relay asked for identity. A coded body would reach its readers as noise, so it is refused by name.
+    """
+    if status < 200:  # noqa: PLR2004
+        return f"status {status}, which nothing asked for"
+    for name, value in headers:
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            return f"content-encoding {value[:40]!r} where identity was asked for"
+        if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            return f"transfer-encoding {value[:40]!r} where only chunked is known"
+    return None
+
+
+def size_of(headers: Collection[tuple[bytes, bytes]]) -> int:
+    """Bytes that these headers take in a head, separators and line ends included."""
+    return sum([len(name) + len(value) + 4 for name, value in headers])
+
+
+# --- both --------------------------------------------------------------------------------------------------
+
+
+def encode_headers(headers: Collection[tuple[bytes, bytes]]) -> bytes:
+    """Header lines, each with its line end.
+
+    Raises:
+        ValueError: a CR, LF or NUL in a name or a value, which would let one header smuggle in another (RFC 9110 §5.5).
+    """
+    block = b"".join([b"%b: %b\r\n" % field for field in headers])
+    if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers) or b"\0" in block:
+        raise ValueError("a header has a line break or a NUL in it")
+    return block
