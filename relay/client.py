@@ -1,6 +1,6 @@
 """The seam to the client: where a runtime lets the pipeline write an answer.
 
-Writes never wait. A client that cannot take more says so to the exchange (`Exchange.pause`), which stops reading
+Writes never wait. A client that cannot take more says so to its exchange (`Exchange.pause`), which stops reading
 from the upstream until `Exchange.resume`.
 """
 
@@ -16,13 +16,10 @@ class Client(Protocol):
     """One response on its way to a client. After the client has gone, writes are dropped silently."""
 
     def start(self, status: int, headers: Headers) -> None:
-        """Send the head. Called at most once; without a content-length header the body is chunked."""
+        """The head. Called at most once; without a content-length header the body is chunked."""
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the body at once. Never empty."""
+        """A piece of the body, never empty, to be sent at once."""
 
-    def end(self) -> None:
-        """The body is complete. Called once, unless `abort` is."""
-
-    def abort(self) -> None:
-        """Close the connection without completing the body: the head promised bytes that will not come."""
+    def end(self, data: bytes = b"") -> None:
+        """The last piece of the body, perhaps empty. Called once, after `start`."""

@@ -8,8 +8,11 @@ RelayError
 │   ├── AuthenticationFailed     no key, or one the policy does not know
 │   ├── PermissionDenied         the key may not use this route
 │   ├── UnknownModel             no route matches the model asked for
-│   └── LimitExceeded            the key's requests, tokens or streams are used up
-├── Unavailable                  the relay cannot serve this now (shutting down, no upstream left to try)
+│   ├── LimitExceeded            the key's requests, tokens or streams are used up
+│   └── RequestTimeout           the body did not arrive in time
+├── ClientGone                   the client left; nobody is there to be told
+├── Unavailable                  no upstream is left to try
+│   └── ShuttingDown             the relay is about to stop
 ├── UpstreamFailure              the upstream's fault; before the first output another attempt may follow
 │   ├── ConnectFailed            no connection: refused, DNS, TLS, proxy
 │   ├── ConnectTimeout           no connection within `timeouts.connect_s`
@@ -23,15 +26,18 @@ RelayError
 ├── InternalError                a defect of the relay itself
 └── ConfigurationError           found before serving: a policy set or a setting that does not hold
 
-The class says whose fault it is. What a client sees of each one (status, type, code) and whether another
-attempt may follow is the class's own row: the four attributes under its name.
+The class says whose fault it is. What a client sees of each one (status, type, code), how the request's record
+calls it (outcome) and whether another attempt may follow is the class's own row: the attributes under its name.
 """
 
 from __future__ import annotations
 
+from math import ceil
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
+
+from relay.messages import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +57,7 @@ class RelayError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
+    outcome: ClassVar[Outcome] = Outcome.RELAY_ERROR
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
@@ -76,6 +83,7 @@ class RequestRejected(RelayError):
 
     status = 400
     type = "invalid_request_error"
+    outcome = Outcome.REJECTED
 
 
 class InvalidRequest(RequestRejected):
@@ -140,15 +148,51 @@ class LimitExceeded(RequestRejected):
         self.retry_after_s = retry_after_s
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Whole seconds, rounded up, at least one."""
-        return [(b"retry-after", b"%d" % max(1, -int(-self.retry_after_s // 1)))]
+        """When to come back."""
+        return _retry_after(self.retry_after_s)
+
+
+class RequestTimeout(RequestRejected):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class ClientGone(RelayError):
+    """The client closed the connection before its answer was complete."""
+
+    status = 499
+    code = "client_gone"
+    outcome = Outcome.CLIENT_GONE
 
 
 class Unavailable(RelayError):
-    """The relay cannot serve this request now: it is shutting down, or no upstream is left to try."""
+    """No upstream is left to try now.
+
+    Args:
+        message: which route, and why each candidate was left out.
+        retry_after_s: seconds until one may be tried again, if known.
+    """
 
     status = 503
     code = "no_upstream_available"
+    outcome = Outcome.UPSTREAM_ERROR
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """`retry-after`, if it is known."""
+        return _retry_after(self.retry_after_s)
+
+
+class ShuttingDown(Unavailable):
+    """The relay takes no new requests, or ended this one because its time to finish was up."""
+
+    code = "shutting_down"
+    outcome = Outcome.RELAY_ERROR
 
 
 class InternalError(RelayError):
@@ -166,6 +210,7 @@ class UpstreamFailure(RelayError):
     status = 502
     type = "upstream_error"
     code = "upstream_error"
+    outcome = Outcome.UPSTREAM_ERROR
     retryable = True
 
 
@@ -198,6 +243,7 @@ class UpstreamTruncated(UpstreamFailure):
     """The stream closed in good order but without a terminal event."""
 
     code = "upstream_truncated"
+    outcome = Outcome.UPSTREAM_TRUNCATED
 
 
 class FirstTokenTimeout(UpstreamFailure):
@@ -205,6 +251,7 @@ class FirstTokenTimeout(UpstreamFailure):
 
     status = 504
     code = "upstream_first_token_timeout"
+    outcome = Outcome.TTFT_TIMEOUT
 
 
 class SilenceTimeout(UpstreamFailure):
@@ -212,6 +259,7 @@ class SilenceTimeout(UpstreamFailure):
 
     status = 504
     code = "upstream_stalled"
+    outcome = Outcome.STALLED
 
 
 class DeadlineExceeded(UpstreamFailure):
@@ -219,6 +267,7 @@ class DeadlineExceeded(UpstreamFailure):
 
     status = 504
     code = "deadline_exceeded"
+    outcome = Outcome.DEADLINE
     retryable = False
 
 
@@ -274,10 +323,13 @@ class UpstreamRefused(UpstreamFailure):
         return status if status <= 599 else self.status  # noqa: PLR2004
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """`retry-after` as the upstream gave it, whole seconds."""
-        if self.retry_after_s is None:
-            return []
-        return [(b"retry-after", b"%d" % max(1, -int(-self.retry_after_s // 1)))]
+        """`retry-after` as the upstream gave it."""
+        return _retry_after(self.retry_after_s)
+
+
+def _retry_after(seconds: float | None) -> list[tuple[bytes, bytes]]:
+    """Whole seconds, rounded up, at least one (RFC 9110 §10.2.3)."""
+    return [] if seconds is None else [(b"retry-after", b"%d" % max(1, ceil(seconds)))]
 
 
 def may_retry(error: RelayError) -> bool:

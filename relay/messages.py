@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
+
 Headers = list[tuple[bytes, bytes]]
 """Header fields in order, names in lower case, repeats kept."""
 

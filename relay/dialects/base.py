@@ -9,7 +9,7 @@ import msgspec
 from relay.messages import Usage
 
 if TYPE_CHECKING:
-    from relay.errors import RelayError, UpstreamRefused
+    from relay.errors import RelayError, UpstreamFailure, UpstreamRefused
     from relay.messages import ChatRequest, Headers
 
 
@@ -31,31 +31,32 @@ class StreamReader(Protocol):
     """Reads one upstream stream and says what may go to the client.
 
     Attributes:
-        has_output: real output was seen: a content, reasoning, refusal or tool delta.
         finished: a terminal event was seen.
+        done: the terminator was seen, so nothing more can follow.
         finish_reason: of the first choice that ended.
-        usage: the last usage seen.
         output_chars: characters of output seen.
-        output_events: events that carried output.
-        failure: the error event seen, if any; nothing after it is read.
+        output_events: events that carried real output: a content, reasoning, refusal or tool delta.
+        failure: what ended the stream, if anything did; nothing behind it is read. An UpstreamRefused is an error
+            event, which `feed` has returned; an UpstreamProtocolError is an event that is not JSON or is larger than
+            the bound, which it has not.
     """
 
-    has_output: bool
     finished: bool
+    done: bool
     finish_reason: str | None
-    usage: Usage | None
     output_chars: int
     output_events: int
-    failure: UpstreamRefused | None
+    failure: UpstreamFailure | None
+
+    @property
+    def usage(self) -> Usage | None:
+        """The last usage seen."""
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes as they came, return whole events for the client (perhaps none).
 
         Same dialect on both sides: the bytes returned are the bytes that came, less events that are not the
         client's business. An event that is not yet complete stays inside until it is.
-
-        Raises:
-            UpstreamProtocolError: an event is not JSON, or is larger than the bound.
         """
 
     def end(self) -> bytes:
@@ -63,6 +64,7 @@ class StreamReader(Protocol):
 
         Raises:
             UpstreamTruncated: no terminal event was seen.
+            UpstreamRefused: the last event, whose blank line was missing, is an error.
         """
 
 

@@ -17,6 +17,7 @@ from relay.errors import (
     MAX_FOREIGN_TEXT,
     InvalidRequest,
     RelayError,
+    UpstreamFailure,
     UpstreamProtocolError,
     UpstreamRefused,
     UpstreamTruncated,
@@ -243,12 +244,7 @@ class ChatStreamReader:
         self.finish_reason: str | None = None
         self.output_chars = 0
         self.output_events = 0
-        self.failure: UpstreamRefused | None = None
-
-    @property
-    def has_output(self) -> bool:
-        """Real output was seen."""
-        return self.output_events > 0
+        self.failure: UpstreamFailure | None = None
 
     @property
     def usage(self) -> Usage | None:
@@ -256,9 +252,15 @@ class ChatStreamReader:
         return parse_usage(self._usage)
 
     def feed(self, data: bytes) -> bytes:
-        """See `StreamReader.feed`. Nothing goes on behind `[DONE]` or an error."""
-        whole = self._framer.feed(data)
-        if not whole or self.done or self.failure is not None:
+        """See `StreamReader.feed`. Nothing goes on behind `[DONE]` or a failure."""
+        if self.done or self.failure is not None:
+            return b""
+        try:
+            whole = self._framer.feed(data)
+        except UpstreamProtocolError as error:
+            self.failure = error
+            return b""
+        if not whole:
             return b""
         if whole.find(b"\n\n") == len(whole) - 2:  # one event, as nearly always when tokens come one by one
             return whole if self._take(whole) else b""
@@ -276,10 +278,10 @@ class ChatStreamReader:
         rest = self._framer.rest()
         owed = b""
         if rest.strip() and not self.done and self.failure is None:
-            try:
-                owed = rest + b"\n\n" if self._take(rest + b"\n\n") else b""
-            except UpstreamProtocolError:
-                owed = b""  # torn in the middle: never shown to a client
+            rest += b"\n\n"
+            owed = rest if self._take(rest) else b""
+        if isinstance(self.failure, UpstreamRefused):
+            raise self.failure
         if not self.finished:
             raise UpstreamTruncated("The upstream closed the stream before the answer was complete.")
         if self.done:
@@ -288,7 +290,7 @@ class ChatStreamReader:
         return owed + DONE_EVENT
 
     def _take(self, event: bytes) -> bool:
-        """Read one event; False if it is to be hidden from the client."""
+        """Read one event; False if the client is not to see it."""
         data = event_data(event)
         if data is None:
             return True
@@ -301,7 +303,8 @@ class ChatStreamReader:
             self.output_events += 1
             return True
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            raise UpstreamProtocolError("The upstream sent an event that is not JSON.") from None
+            self.failure = UpstreamProtocolError("The upstream sent an event that is not JSON.")
+            return False
         if bytes(body.error) not in _ABSENT:
             self.failure = _refused(bytes(body.error), None, None)
             return True
@@ -325,7 +328,7 @@ class ChatStreamReader:
 
     def _take_done(self) -> bool:
         """`[DONE]` is passed on only where something ended: a dead upstream never becomes a clean end."""
-        if not self.finished and not self.has_output:
+        if not self.finished and not self.output_events:
             return False
         self.finished = True
         self.done = True

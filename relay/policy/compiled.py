@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -71,6 +72,7 @@ class Provider(msgspec.Struct, frozen=True, eq=False):
         max_connections: open connections to the origin.
         proxy: HTTP proxy URL, or None.
         http2: speak HTTP/2.
+        ask_usage: ask streams for their usage with `stream_options`; False for servers that refuse that field.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Provider(msgspec.Struct, frozen=True, eq=False):
     max_connections: int
     proxy: str | None
     http2: bool
+    ask_usage: bool = True
 
 
 class Model(msgspec.Struct, frozen=True, eq=False):
@@ -195,7 +198,7 @@ class Streams(msgspec.Struct, frozen=True, gc=False):
     """
 
     keep_alive_s: float | None = None
-    on_disconnect: str = "cancel"
+    on_disconnect: Literal["cancel", "drain"] = "cancel"
     drain_max_bytes: int = 1024 * 1024
     drain_max_s: float = 30.0
 

@@ -1,0 +1,408 @@
+"""One try at one upstream, from the request to the last byte: reads what comes, holds back what must wait.
+
+An attempt is the transport's receiver. It writes to the client through its exchange, which it tells when the
+answer is sure enough to begin (`commit`), and resolves `ended` once: with None if the answer was served, else with
+what went wrong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from relay.errors import (
+    ClientGone,
+    ConnectionLost,
+    FirstTokenTimeout,
+    RelayError,
+    SilenceTimeout,
+    UpstreamFailure,
+    UpstreamProtocolError,
+    UpstreamRefused,
+    UpstreamTruncated,
+)
+from relay.policy.compiled import Model
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from relay.client import Client
+    from relay.dialects.base import Answer, Dialect, StreamReader
+    from relay.messages import Headers, Usage
+    from relay.transports.base import Call
+
+MAX_ERROR_BYTES = 64 * 1024
+"""Of an error answer's body; more of it would not be passed on anyway."""
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""Of a non-stream answer, which is held until it is complete; images in base64 fit several times over."""
+
+MAX_HELD_BYTES = 1024 * 1024
+"""Of a stream before its first real output: role chunks and pings, a few hundred bytes as a rule."""
+
+OK = 200
+
+
+class Downstream(Protocol):
+    """What an attempt may ask of its exchange.
+
+    Attributes:
+        client: where committed bytes go.
+        dialect: of the client and the upstream.
+    """
+
+    client: Client
+    dialect: Dialect
+
+    def commit(self, length: int | None) -> None:
+        """The answer begins: send the head, unless keep-alives made it go out before.
+
+        Args:
+            length: bytes of the body, if they are known.
+        """
+
+
+class Trial(msgspec.Struct, frozen=True, gc=False):
+    """What is known of an attempt when it starts.
+
+    Attributes:
+        model: whom it asks.
+        number: 1 for the request's first.
+        probe: it is the one request that a half-open breaker let through.
+        started_at: seconds on the pipeline's clock.
+    """
+
+    model: Model
+    number: int
+    probe: bool
+    started_at: float
+
+
+class Attempt:
+    """What a stream and a whole answer have in common.
+
+    Attributes:
+        trial: what was known when it started.
+        ended: resolves once; None if the answer was served.
+        status: HTTP status of the upstream's answer; None before it came.
+        committed: the client has been sent some of it.
+        committed_at: when that was; set by the exchange.
+        client_told: the client has already been sent the error that ended it.
+        body_ended: the transport has said its last word, so the connection is free again.
+    """
+
+    __slots__ = (
+        "_client",
+        "_downstream",
+        "_drain_left",
+        "_head",
+        "_heard",
+        "_paused",
+        "_quiet_since",
+        "_refusal",
+        "body_ended",
+        "call",
+        "client_told",
+        "committed",
+        "committed_at",
+        "ended",
+        "status",
+        "trial",
+    )
+
+    def __init__(self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None]) -> None:
+        self.trial = trial
+        self.ended = ended
+        self.status: int | None = None
+        self.committed = False
+        self.committed_at: float | None = None
+        self.client_told = False
+        self.body_ended = False
+        self.call: Call | None = None
+        self._downstream = downstream
+        self._client = downstream.client
+        self._heard = False  # bytes came since the last tick
+        self._quiet_since = trial.started_at
+        self._paused = False
+        self._drain_left: int | None = None
+        self._head: Headers = []
+        self._refusal: list[bytes] | None = None  # body of an error answer, while it comes in
+
+    # --- what the transport tells ---
+
+    def on_head(self, status: int, headers: Headers) -> None:
+        """The head alone is no output: nothing goes to the client yet."""
+        self.status = status
+        self._heard = True
+        if status != OK or not self._accepts(headers):
+            self._head = headers
+            self._refusal = []
+
+    def on_body(self, data: bytes) -> None:
+        """Bytes of the answer, or of an error answer."""
+        self._heard = True
+        if self._drain_left is not None:
+            self._drain_left -= len(data)
+            if self._drain_left < 0:
+                self.fail(ClientGone("The client left; its answer was read up to the limit."))
+        if self.ended.done():
+            return
+        if self._refusal is None:
+            self._take(data)
+        elif sum(map(len, self._refusal)) < MAX_ERROR_BYTES:
+            self._refusal.append(data)
+
+    def on_end(self) -> None:
+        """The body is complete by its framing; whether the answer is, the dialect knows."""
+        self.body_ended = True
+        if self.ended.done():
+            return
+        if self._refusal is None:
+            self._finish()
+        else:
+            self.fail(self._downstream.dialect.parse_error(self.status or 0, self._head, b"".join(self._refusal)))
+
+    def on_failure(self, failure: UpstreamFailure) -> None:
+        """The transport gave up."""
+        self.body_ended = True
+        if not self.ended.done():
+            self._break_off(failure)
+
+    # --- what the exchange tells ---
+
+    def fail(self, error: RelayError) -> None:
+        """End it here, whatever the upstream still sends. Does nothing if it has ended."""
+        if self.ended.done():
+            return
+        self.ended.set_result(error)
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Close the upstream's connection, unless its answer is complete."""
+        if self.call is not None and not self.body_ended:
+            self.call.cancel()
+
+    def drain(self, max_bytes: int) -> None:
+        """The client has gone: read on for the usage, `max_bytes` at most."""
+        self._drain_left = max_bytes
+        self.resume()
+
+    def pause(self) -> None:
+        """The client takes no more: stop reading."""
+        self._paused = True
+        if self.call is not None:
+            self.call.pause()
+
+    def resume(self) -> None:
+        """The client takes more again."""
+        self._paused = False
+        if self.call is not None:
+            self.call.resume()
+
+    def tick(self, now: float) -> float:
+        """Look at the time. Returns since when nothing has been heard; ends the attempt if that is too long.
+
+        Silence is measured in ticks, so that a chunk costs no look at the clock. A paused upstream is not silent.
+        """
+        if self._heard or self._paused:
+            self._heard = False
+            self._quiet_since = now
+        if error := self._overdue(now):
+            self.fail(error)
+        return self._quiet_since
+
+    # --- what differs ---
+
+    @property
+    def usage(self) -> Usage | None:
+        """As the upstream counted; None if it did not (yet)."""
+        raise NotImplementedError
+
+    @property
+    def output_chars(self) -> int:
+        """Characters of output that came."""
+        raise NotImplementedError
+
+    @property
+    def finish_reason(self) -> str | None:
+        """As the upstream gave it."""
+        raise NotImplementedError
+
+    def _accepts(self, headers: Headers) -> bool:
+        """Whether a 200 is the kind of answer that was asked for."""
+        raise NotImplementedError
+
+    def _take(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        raise NotImplementedError
+
+    def _break_off(self, failure: UpstreamFailure) -> None:
+        self.fail(failure)
+
+    def _overdue(self, now: float) -> RelayError | None:
+        raise NotImplementedError
+
+    def _silent_for(self, now: float) -> SilenceTimeout | None:
+        limit_s = self.trial.model.timeouts.silence_s
+        if now - self._quiet_since < limit_s:
+            return None
+        return SilenceTimeout(f"The upstream of {self.trial.model.name!r} sent nothing for {limit_s:g} s.")
+
+    def _serve(self, last: bytes) -> None:
+        """The answer is complete: send its last bytes."""
+        self._client.end(last)
+        self.ended.set_result(None)
+
+
+class StreamAttempt(Attempt):
+    """A stream. Held until its first real output, then passed on as it comes."""
+
+    __slots__ = ("_held", "reader")
+
+    def __init__(
+        self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None], reader: StreamReader
+    ) -> None:
+        super().__init__(downstream, trial, ended)
+        self.reader = reader
+        self._held: list[bytes] = []
+
+    @property
+    def usage(self) -> Usage | None:
+        """Of the last usage chunk."""
+        return self.reader.usage
+
+    @property
+    def output_chars(self) -> int:
+        """Of all deltas."""
+        return self.reader.output_chars
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Of the first choice that ended."""
+        return self.reader.finish_reason
+
+    def _accepts(self, headers: Headers) -> bool:
+        """Some servers answer 200 with an error as plain JSON; that is not a stream."""
+        return not dict(headers).get(b"content-type", b"").startswith(b"application/json")
+
+    def _take(self, data: bytes) -> None:
+        reader = self.reader
+        data = reader.feed(data)
+        if not self.committed:
+            self._hold(data)
+        elif reader.done:
+            self._serve(data)
+        else:
+            if data:
+                self._client.write(data)
+            if reader.failure is not None:
+                self.client_told = isinstance(reader.failure, UpstreamRefused)
+                self.fail(reader.failure)
+
+    def _hold(self, data: bytes) -> None:
+        """Before the commit point. A failure lets nothing through: another attempt may follow."""
+        reader = self.reader
+        self._held.append(data)
+        if reader.failure is not None:
+            self.fail(reader.failure)
+        elif reader.output_events or reader.finished:
+            self._commit()
+        elif sum(map(len, self._held)) > MAX_HELD_BYTES:
+            self.fail(UpstreamProtocolError(f"The upstream sent {MAX_HELD_BYTES} bytes without any output."))
+
+    def _commit(self) -> None:
+        held = b"".join(self._held)
+        self._held.clear()
+        self.committed = True
+        self._downstream.commit(None)
+        if self.reader.done:
+            self._serve(held)
+        elif held:
+            self._client.write(held)
+
+    def _finish(self) -> None:
+        try:
+            owed = self.reader.end()
+        except UpstreamFailure as error:
+            self.fail(error)
+            return
+        if self.committed:
+            self._serve(owed)
+        else:
+            self._held.append(owed)
+            self._commit()
+
+    def _break_off(self, failure: UpstreamFailure) -> None:
+        """Behind a terminal event nothing is missing; before it a lost connection is a truncated stream."""
+        if self.reader.finished:
+            self._finish()
+        elif self.status == OK and isinstance(failure, ConnectionLost):
+            self.fail(UpstreamTruncated("The upstream's connection was lost before the answer was complete."))
+        else:
+            self.fail(failure)
+
+    def _overdue(self, now: float) -> RelayError | None:
+        if self.committed:
+            return self._silent_for(now)
+        limit_s = self.trial.model.timeouts.first_token_s
+        if now - self.trial.started_at < limit_s:
+            return None
+        return FirstTokenTimeout(f"The upstream of {self.trial.model.name!r} sent no output within {limit_s:g} s.")
+
+
+class AnswerAttempt(Attempt):
+    """A whole answer. Held until it is complete, so that a torn one can still be tried elsewhere.
+
+    Attributes:
+        answer: what it says of itself, once it is complete.
+    """
+
+    __slots__ = ("_parts", "_size", "answer")
+
+    def __init__(self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None]) -> None:
+        super().__init__(downstream, trial, ended)
+        self.answer: Answer | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    @property
+    def usage(self) -> Usage | None:
+        """Of the answer."""
+        return self.answer.usage if self.answer else None
+
+    @property
+    def output_chars(self) -> int:
+        """Of all choices."""
+        return self.answer.output_chars if self.answer else 0
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Of the first choice."""
+        return self.answer.finish_reason if self.answer else None
+
+    def _accepts(self, headers: Headers) -> bool:  # noqa: ARG002 - any 200 is read; its body decides
+        return True
+
+    def _take(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > MAX_ANSWER_BYTES:
+            self.fail(UpstreamProtocolError(f"The upstream's answer is larger than {MAX_ANSWER_BYTES} bytes."))
+
+    def _finish(self) -> None:
+        body = b"".join(self._parts)
+        try:
+            self.answer = self._downstream.dialect.parse_answer(body)
+        except UpstreamFailure as error:
+            self.fail(error)
+            return
+        self.committed = True
+        self._downstream.commit(len(body))
+        self._serve(body)
+
+    def _overdue(self, now: float) -> RelayError | None:
+        """Generation may take its whole time before the head; behind it silence is not normal."""
+        return None if self.status is None else self._silent_for(now)

@@ -1,0 +1,629 @@
+"""The story of one request, top to bottom: exactly one answer, one outcome and one record.
+
+A runtime opens an exchange when a request's headers are there, has it look at them (`admit`), gives it the body
+(`run`), and tells it what the client does meanwhile (`pause`, `resume`, `client_gone`). The rest happens here: the
+request is read, a route found, limits reserved; one candidate after the other is tried until one has an answer; and
+whatever happens, what was used is settled and the end is written down.
+
+The coroutine sleeps while bytes flow: they go from the transport through the attempt to the client by plain calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import traceback
+from itertools import chain
+from math import inf
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from relay import __version__
+from relay.attempt import OK, AnswerAttempt, Attempt, StreamAttempt, Trial
+from relay.dialects import DIALECTS
+from relay.errors import (
+    AuthenticationFailed,
+    ClientGone,
+    DeadlineExceeded,
+    HeadersTooLarge,
+    InternalError,
+    InvalidRequest,
+    LimitExceeded,
+    PermissionDenied,
+    RelayError,
+    RequestTooLarge,
+    ShuttingDown,
+    Unavailable,
+    UnknownModel,
+    UpstreamFailure,
+    may_retry,
+)
+from relay.messages import (
+    AttemptRecord,
+    ChatRequest,
+    Endpoint,
+    Headers,
+    KeyLimits,
+    Origin,
+    Outcome,
+    RequestRecord,
+    UpstreamRequest,
+    Usage,
+)
+from relay.policy.decide import plan
+from relay.stores.base import Ask, Lease, Refusal
+from relay.wire.splice import depth
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from relay.client import Client
+    from relay.dialects.base import Dialect
+    from relay.pipeline import Pipeline
+    from relay.policy.compiled import Key, Model, Policy, Provider, Route
+    from relay.upstreams import Upstream
+
+LINGER_S = 2.0
+"""How long an upstream may take, behind its `[DONE]`, to end its response so that the connection can be kept."""
+
+LEASE_MARGIN_S = 60.0
+"""A lease outlives the longest answer by this much."""
+
+BYTES_PER_TOKEN = 4
+"""Of prompt JSON and of answer text: the rule of thumb for reservations, and for answers that came without usage."""
+
+ANSWER_TOKENS = 1024
+"""What is reserved for an answer without a limit; 97 of 100 answers are shorter."""
+
+SHOWN_NAME = 80
+"""Characters of a model name that are repeated in an error; a client may send anything as one."""
+
+CHAT_DIALECT = "openai"
+"""What clients of /v1/chat/completions speak."""
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_NO_LIMITS = KeyLimits()
+_log = logging.getLogger("relay")
+
+
+class Served:
+    """A policy with what is derived from it once.
+
+    Attributes:
+        policy: the set.
+        upstreams: live state by model name.
+        endpoints: where each provider answers chat requests, by provider name.
+    """
+
+    __slots__ = ("endpoints", "policy", "upstreams")
+
+    def __init__(self, policy: Policy, upstreams: Mapping[str, Upstream]) -> None:
+        self.policy = policy
+        self.upstreams = upstreams
+        self.endpoints = {name: chat_endpoint(provider) for name, provider in policy.providers.items()}
+
+
+def chat_endpoint(provider: Provider) -> Endpoint:
+    """Where a provider answers chat requests, with the headers that it always gets."""
+    dialect = DIALECTS[provider.dialect]
+    url = urlsplit(provider.base_url)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"accept", b"application/json, text/event-stream"),
+        (b"user-agent", b"relay/%b" % __version__.encode()),
+        *dialect.auth_headers(provider.api_key),
+        *((name.encode(), value.encode("latin-1")) for name, value in provider.headers),
+    ]
+    return Endpoint(
+        origin=Origin(url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80)),
+        target=url.path + dialect.chat_path,
+        headers=tuple(headers),
+        connect_timeout_s=provider.timeouts.connect_s,
+        max_connections=provider.max_connections,
+        proxy=provider.proxy,
+        http2=provider.http2,
+    )
+
+
+class Exchange:
+    """One request and its answer.
+
+    Args:
+        pipeline: the shared parts.
+        served: the policy it runs under to its end.
+        client: where the answer goes.
+        path: of the URL, for routes and the record.
+        headers: of the request, names in lower case.
+
+    Attributes:
+        id: the request id, the client's own if it sent a usable one.
+        client: as given.
+        dialect: what the client speaks.
+        closed: the answer is complete, or nobody is left to get it; the record is written.
+    """
+
+    __slots__ = (
+        "_arrived_at",
+        "_attempt",
+        "_attempts",
+        "_deadline",
+        "_drain_until",
+        "_ending",
+        "_header_list",
+        "_headers",
+        "_kept_alive_at",
+        "_key",
+        "_lease",
+        "_path",
+        "_paused",
+        "_pipeline",
+        "_request",
+        "_route",
+        "_running",
+        "_served",
+        "_sleeping",
+        "_status",
+        "_wall",
+        "client",
+        "closed",
+        "dialect",
+        "id",
+    )
+
+    def __init__(self, pipeline: Pipeline, served: Served, client: Client, path: str, headers: Headers) -> None:
+        self.client = client
+        self.dialect: Dialect = DIALECTS[CHAT_DIALECT]
+        self.closed = False
+        self._pipeline = pipeline
+        self._served = served
+        self._path = path
+        self._header_list = headers
+        self._headers = dict(headers)
+        self._arrived_at = pipeline.clock.now()
+        self._wall = pipeline.clock.wall()
+        given = self._headers.get(b"x-request-id", b"")
+        self.id = given if _REQUEST_ID.fullmatch(given) else b"req_%024x" % pipeline.rng.getrandbits(96)
+        self._key: Key | None = None
+        self._request: ChatRequest | None = None
+        self._route: Route | None = None
+        self._attempt: Attempt | None = None  # the latest
+        self._attempts: list[AttemptRecord] = []
+        self._status = 0  # of the answer; 0 until its head is sent
+        self._deadline = inf
+        self._drain_until = inf
+        self._kept_alive_at = self._arrived_at
+        self._running = False
+        self._paused = False
+        self._ending: RelayError | None = None  # why it is to end, if it is not for an upstream's sake
+        self._sleeping: asyncio.Future[None] | None = None
+        self._lease: Lease | None = None
+
+    # --- what the runtime tells ---
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The runtime reads no more of the body than this; if there is more, it calls `refuse`."""
+        return self._served.policy.requests.max_body_bytes
+
+    def admit(self) -> bool:
+        """Look at the headers. False if they were enough to refuse the request, which is then answered."""
+        try:
+            self._check_headers()
+        except RelayError as error:
+            self.refuse(error)
+            return False
+        return True
+
+    def refuse(self, error: RelayError) -> None:
+        """Answer with an error without having run."""
+        if not self.closed:
+            self._answer_error(error)
+            self._close(error, None)
+
+    async def run(self, body: bytes) -> None:
+        """Answer the request. Never raises for anything that a client or an upstream did."""
+        if self.closed:
+            return
+        self._running = True
+        error: RelayError | None = None
+        try:
+            await self._serve(body)
+        except RelayError as caught:
+            error = caught
+        except asyncio.CancelledError:
+            error = ClientGone("The server gave the request up.")
+            raise
+        except Exception as defect:  # noqa: BLE001 - a defect ends one request, never the process
+            error = _internal(defect, self.id)
+        finally:
+            if error is not None:
+                self._answer_error(error)
+            usage = self._usage()
+            try:
+                await self._settle(usage)
+            finally:
+                self._close(error, usage)
+
+    def pause(self) -> None:
+        """The client takes no more for now."""
+        self._paused = True
+        if self._attempt is not None:
+            self._attempt.pause()
+
+    def resume(self) -> None:
+        """The client takes more again."""
+        self._paused = False
+        if self._attempt is not None:
+            self._attempt.resume()
+
+    def client_gone(self) -> None:
+        """The client closed the connection. Nothing more is sent; the upstream is cancelled, or drained."""
+        if self.closed or self._answered():
+            return
+        streams = self._served.policy.streams
+        gone = ClientGone("The client closed the connection before its answer was complete.")
+        attempt = self._attempt
+        if streams.on_disconnect == "drain" and attempt is not None and not attempt.ended.done():
+            self._ending = gone
+            self._drain_until = self._pipeline.clock.now() + streams.drain_max_s
+            attempt.drain(streams.drain_max_bytes)
+        else:
+            self.interrupt(gone)
+
+    def interrupt(self, error: RelayError) -> None:
+        """End it now, in band if the answer has begun."""
+        if self._answered():
+            return
+        self._ending = self._ending or error
+        if not self._running:
+            self.refuse(error)
+        self._wake()
+        if self._attempt is not None:
+            self._attempt.fail(error)
+
+    def tick(self, now: float) -> None:
+        """Look at the time: deadlines, silence, keep-alives."""
+        attempt = self._attempt
+        if attempt is None:
+            return
+        if now >= self._deadline:
+            self.interrupt(DeadlineExceeded("The answer took longer than `timeouts.total_s` allows."))
+        elif now >= self._drain_until:
+            attempt.fail(ClientGone("The client left; its answer was read as long as the policy allows."))
+        heard_at = self._arrived_at if attempt.ended.done() else attempt.tick(now)
+        if self._ending is None and not self.closed:
+            self._keep_alive(now, heard_at if attempt.committed else self._arrived_at)
+
+    # --- the story ---
+
+    def _check_headers(self) -> None:
+        """Whether this client may ask at all."""
+        pipeline, policy = self._pipeline, self._served.policy
+        if pipeline.draining:
+            raise ShuttingDown("The relay is shutting down; try again.", retry_after_s=1)
+        size = sum(map(len, chain.from_iterable(self._header_list)))
+        if size > policy.requests.max_header_bytes:
+            raise HeadersTooLarge(
+                f"The request's headers have {size} bytes; {policy.requests.max_header_bytes} are allowed."
+            )
+        scheme, _, presented = self._headers.get(b"authorization", b"").partition(b" ")
+        if presented and scheme.lower() == b"bearer":
+            self._key = policy.key_for(presented.strip())
+        if self._key is None and not policy.open:
+            raise AuthenticationFailed(
+                "The API key is not known here." if presented else "No API key: send `Authorization: Bearer KEY`."
+            )
+
+    async def _serve(self, body: bytes) -> None:
+        request = self._request = self._read(body)
+        route = self._route = self._find_route(request)
+        self._lease = await self._reserve(request, route)
+        self._check_ending()
+        await self._try_candidates(request, route)
+
+    def _read(self, body: bytes) -> ChatRequest:
+        limits = self._served.policy.requests
+        if len(body) > limits.max_body_bytes:
+            raise body_too_large(limits.max_body_bytes)
+        request = self.dialect.parse_request(body)
+        if request.messages > limits.max_messages:
+            raise InvalidRequest(
+                f"The request has {request.messages} messages; {limits.max_messages} are allowed.", param="messages"
+            )
+        brackets = body.count(b"[") + body.count(b"{")
+        if brackets > limits.max_json_depth and depth(body) > limits.max_json_depth:
+            raise InvalidRequest(f"The request's JSON is nested deeper than {limits.max_json_depth} levels.")
+        return request
+
+    def _find_route(self, request: ChatRequest) -> Route:
+        policy, key = self._served.policy, self._key
+        route = policy.route_for(request.model, key.name if key else "", self._path, self._headers)
+        shown = request.model[:SHOWN_NAME]
+        if route is None:
+            raise UnknownModel(f"No route serves the model {shown!r}; GET /v1/models lists what is.", param="model")
+        if key is not None and not key.may_use(route.name):
+            raise PermissionDenied(f"The key {key.name!r} may not use {route.name!r}.", param="model")
+        return route
+
+    async def _reserve(self, request: ChatRequest, route: Route) -> Lease | None:
+        """Take prompt and answer from the key's limits before anything is sent."""
+        key = self._key
+        if key is None or key.limits == _NO_LIMITS:
+            return None
+        answer = ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
+        ask = Ask(
+            key=key.name,
+            limits=key.limits,
+            tokens=len(request.body) // BYTES_PER_TOKEN + max(0, answer) * request.choices,
+            ttl_s=max(model.timeouts.total_s for model in route.candidates) + LEASE_MARGIN_S,
+        )
+        verdict = await self._pipeline.store.reserve(ask, self._pipeline.clock.now())
+        if isinstance(verdict, Refusal):
+            raise LimitExceeded(
+                f"The key {key.name!r} has used up its {verdict.limit} ({verdict.allowed}).",
+                retry_after_s=verdict.retry_after_s,
+            )
+        return verdict
+
+    async def _try_candidates(self, request: ChatRequest, route: Route) -> None:
+        """One attempt after the other until one has an answer.
+
+        Raises:
+            RelayError: none has; the last failure, or why nothing was tried.
+        """
+        served, pipeline = self._served, self._pipeline
+        now = pipeline.clock.now()
+        retries = served.policy.retries
+        unavailable = {}
+        for model in route.candidates:
+            if reason := served.upstreams[model.name].unavailable(now):
+                unavailable[model.name] = reason
+        failure: RelayError = _none_left(route, unavailable, served.upstreams, now)
+        for planned in plan(route, unavailable=unavailable, retries=retries, rng=pipeline.rng).attempts:
+            model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]
+            now = pipeline.clock.now()
+            wait_s = max(planned.backoff_s, upstream.not_before - now)
+            self._deadline = self._arrived_at + model.timeouts.total_s
+            if wait_s > retries.max_s or now + wait_s >= self._deadline:
+                continue
+            if wait_s > 0:
+                await self._sleep(wait_s)
+            if upstream.unavailable(pipeline.clock.now()):
+                continue
+            ended_by = await self._try(request, model, upstream)
+            self._check_ending()
+            if ended_by is None:
+                return
+            failure = ended_by
+            if not may_retry(failure) or (self._attempt and self._attempt.committed):
+                break
+        raise failure
+
+    async def _try(self, request: ChatRequest, model: Model, upstream: Upstream) -> RelayError | None:
+        """One attempt. Returns what went wrong; None if the answer was served."""
+        pipeline, provider = self._pipeline, model.provider
+        trial = Trial(model, len(self._attempts) + 1, upstream.start(), pipeline.clock.now())
+        ended = asyncio.get_running_loop().create_future()
+        attempt: Attempt
+        if request.stream:
+            hide_usage = provider.ask_usage and not request.wants_usage
+            reader = self.dialect.stream_reader(choices=request.choices, hide_usage=hide_usage)
+            attempt = StreamAttempt(self, trial, ended, reader)
+        else:
+            attempt = AnswerAttempt(self, trial, ended)
+        self._attempt = attempt
+        forwarded = tuple(
+            (name, value) for name, value in self._header_list if name.decode("latin-1") in provider.forward_headers
+        )
+        body = self.dialect.encode_request(
+            request, model=model.upstream, max_tokens_field=model.max_tokens_field, ask_usage=provider.ask_usage
+        )
+        endpoint = self._served.endpoints[provider.name]
+        attempt.call = pipeline.transport.send(UpstreamRequest(endpoint, forwarded, body), attempt)
+        if self._paused:
+            attempt.pause()
+        failure: RelayError | None = ClientGone("The server gave the request up.")
+        try:
+            failure = await ended
+        finally:
+            if failure is not None:
+                attempt.cancel()
+            elif not attempt.body_ended:
+                pipeline.clock.call_later(LINGER_S, attempt.cancel)
+            self._note(attempt, failure, upstream)
+        return failure
+
+    def _note(self, attempt: Attempt, failure: RelayError | None, upstream: Upstream) -> None:
+        """Write down how an attempt went, and let the model's statistics and breaker know."""
+        now = self._pipeline.clock.now()
+        trial = attempt.trial
+        ttft_s = None if attempt.committed_at is None else attempt.committed_at - trial.started_at
+        self._attempts.append(
+            AttemptRecord(
+                model=trial.model.name,
+                provider=trial.model.provider.name,
+                error=failure.code if failure else None,
+                upstream_status=attempt.status,
+                ttft_s=ttft_s,
+                duration_s=now - trial.started_at,
+            )
+        )
+        if isinstance(failure, UpstreamFailure) and not isinstance(failure, DeadlineExceeded):
+            upstream.fail(failure, now, trial.model.provider.breaker, probe=trial.probe)
+        elif attempt.committed:
+            upstream.succeed(probe=trial.probe)
+        else:
+            upstream.give_up(probe=trial.probe)
+        if isinstance(attempt, StreamAttempt) and failure is None and attempt.committed_at is not None:
+            usage = attempt.usage
+            upstream.observe(
+                ttft_s=attempt.committed_at - trial.started_at,
+                tokens=usage.completion_tokens if usage else 0,
+                output_s=now - attempt.committed_at,
+                now=now,
+            )
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, unless something ends the exchange meanwhile."""
+        self._check_ending()
+        self._sleeping = asyncio.get_running_loop().create_future()
+        timer = self._pipeline.clock.call_later(seconds, self._wake)
+        try:
+            await self._sleeping
+        finally:
+            timer.cancel()
+        self._check_ending()
+
+    def _wake(self) -> None:
+        if self._sleeping is not None and not self._sleeping.done():
+            self._sleeping.set_result(None)
+
+    def _check_ending(self) -> None:
+        if self._ending is not None:
+            raise self._ending
+
+    def _answered(self) -> bool:
+        """The client has all of its answer, though the record may not be written yet."""
+        attempt = self._attempt
+        return attempt is not None and attempt.ended.done() and attempt.ended.result() is None
+
+    # --- towards the client ---
+
+    def commit(self, length: int | None) -> None:
+        """See `relay.attempt.Downstream.commit`."""
+        attempt = self._attempt
+        if attempt is None:
+            return
+        attempt.committed_at = self._pipeline.clock.now()
+        if self._status:
+            return
+        trial = attempt.trial
+        timing = (trial.started_at - self._arrived_at, attempt.committed_at - trial.started_at)
+        headers = self._answer_head(length)
+        headers += (
+            (b"x-relay-model", trial.model.name.encode()),
+            (b"x-relay-attempts", b"%d" % trial.number),
+            (b"server-timing", b"relay;dur=%.1f, upstream;dur=%.1f" % (timing[0] * 1000, timing[1] * 1000)),
+        )
+        self._start(OK, headers)
+
+    def _answer_head(self, length: int | None) -> Headers:
+        if length is not None:
+            return [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % length),
+                (b"x-request-id", self.id),
+            ]
+        return [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache, no-transform"),
+            (b"x-accel-buffering", b"no"),
+            (b"x-request-id", self.id),
+        ]
+
+    def _start(self, status: int, headers: Headers) -> None:
+        self._status = status
+        self.client.start(status, headers)
+
+    def _keep_alive(self, now: float, heard_at: float) -> None:
+        """A comment, if the policy asks for it and the client has heard nothing for that long."""
+        keep_alive_s = self._served.policy.streams.keep_alive_s
+        if keep_alive_s is None or self._request is None or not self._request.stream:
+            return
+        if now - max(heard_at, self._kept_alive_at) >= keep_alive_s:
+            self._kept_alive_at = now
+            if not self._status:
+                self._start(OK, self._answer_head(None))
+            self.client.write(b": keep-alive\n\n")
+
+    def _answer_error(self, error: RelayError) -> None:
+        """As a response of its own if nothing was sent yet, else in band."""
+        if isinstance(error, ClientGone):
+            return
+        if self._status:
+            told = self._attempt is not None and self._attempt.client_told
+            self.client.end(b"" if told else self.dialect.encode_error_event(error))
+            return
+        body = self.dialect.encode_error(error)
+        headers = self._answer_head(len(body)) + error.headers()
+        if self._attempts:
+            headers.append((b"x-relay-attempts", b"%d" % len(self._attempts)))
+        self._start(error.http_status, headers)
+        self.client.end(body)
+
+    # --- the end ---
+
+    def _usage(self) -> Usage | None:
+        """What the answer used: as the upstream counted, else estimated from what it sent; None for no output."""
+        attempt = self._attempt
+        if attempt is None or self._request is None:
+            return None
+        if attempt.usage is not None or not attempt.output_chars:
+            return attempt.usage
+        return Usage(
+            prompt_tokens=-(-len(self._request.body) // BYTES_PER_TOKEN),
+            completion_tokens=-(-attempt.output_chars // BYTES_PER_TOKEN),
+            estimated=True,
+        )
+
+    async def _settle(self, usage: Usage | None) -> None:
+        """Give back what was reserved and not used."""
+        if self._lease is not None:
+            spent = usage.prompt_tokens + usage.completion_tokens if usage else 0
+            await self._pipeline.store.settle(self._lease, spent, self._pipeline.clock.now())
+
+    def _close(self, error: RelayError | None, usage: Usage | None) -> None:
+        self.closed = True
+        attempt = self._attempt
+        model = attempt.trial.model if attempt is not None and attempt.committed else None
+        finish_reason = attempt.finish_reason if attempt is not None else None
+        if error is not None:
+            outcome = error.outcome
+        else:
+            outcome = Outcome.LENGTH if finish_reason == "length" else Outcome.COMPLETED
+        first_at = attempt.committed_at if attempt is not None else None
+        record = RequestRecord(
+            id=self.id.decode("ascii"),
+            at=self._wall,
+            endpoint=self._path,
+            key=self._key.name if self._key else "",
+            route=self._route.name if self._route else "",
+            model=model.name if model else "",
+            provider=model.provider.name if model else "",
+            upstream_model=model.upstream if model else "",
+            stream=self._request is not None and self._request.stream,
+            status=self._status,
+            outcome=outcome,
+            error=error.code if error else None,
+            attempts=tuple(self._attempts),
+            usage=usage,
+            finish_reason=finish_reason,
+            ttft_s=None if first_at is None else first_at - self._arrived_at,
+            duration_s=self._pipeline.clock.now() - self._arrived_at,
+            policy=self._served.policy.version,
+        )
+        self._pipeline.close_exchange(self, record)
+
+
+def body_too_large(limit: int) -> RequestTooLarge:
+    """For a body of more than `limit` bytes, however much of it was read."""
+    return RequestTooLarge(f"The request's body is larger than {limit} bytes.")
+
+
+def _none_left(
+    route: Route, unavailable: Mapping[str, str], upstreams: Mapping[str, Upstream], now: float
+) -> Unavailable:
+    """What to say if no attempt is made at all."""
+    reasons = ", ".join(f"{name} ({reason})" for name, reason in unavailable.items()) or "no time is left"
+    waits = [upstreams[name].free_in_s(now) for name in unavailable]
+    return Unavailable(
+        f"No model of the route {route.name!r} can be asked now: {reasons}.", retry_after_s=min(waits, default=None)
+    )
+
+
+def _internal(defect: Exception, request_id: bytes) -> InternalError:
+    """Log where a defect is, without its message: that may hold what a client sent."""
+    frames = "".join(traceback.format_tb(defect.__traceback__))
+    _log.error("request %s: %s\n%s", request_id.decode("ascii"), type(defect).__name__, frames)
+    return InternalError(f"The relay failed; its log says more under {request_id.decode('ascii')}.")

@@ -1,0 +1,123 @@
+"""The parts that all requests of a process share; the story of one request is told in `exchange.py`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from relay.errors import ShuttingDown
+from relay.exchange import Exchange, Served
+from relay.upstreams import Upstream
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from relay.client import Client
+    from relay.clock import Clock, Timer
+    from relay.messages import Headers, RequestRecord
+    from relay.policy.compiled import Policy
+    from relay.stores.base import Store
+    from relay.transports.base import Transport
+
+TICK_S = 0.25
+"""How often timeouts and keep-alives are looked at, seconds: one timer for all requests instead of several each."""
+
+
+class Observer(Protocol):
+    """Who is told of finished requests."""
+
+    def record(self, record: RequestRecord) -> None:
+        """Take note. Called in the event loop: must neither wait nor raise."""
+
+
+class Pipeline:
+    """The parts that requests share.
+
+    Args:
+        policy: the set to begin with; assign `policy` to change it, requests under way keep theirs.
+        transport: reaches the upstreams.
+        store: keeps what keys have used.
+        observers: told of each finished request.
+        clock: tells the time.
+        rng: draws waits and request ids.
+
+    Attributes:
+        active: requests that are not finished.
+        draining: no new requests are taken.
+        upstreams: live state by model name.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        transport: Transport,
+        store: Store,
+        observers: Sequence[Observer],
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        self.transport = transport
+        self.store = store
+        self.observers = tuple(observers)
+        self.clock = clock
+        self.rng = rng
+        self.active: set[Exchange] = set()
+        self.draining = False
+        self.upstreams: dict[str, Upstream] = {}
+        self.policy = policy
+        self._timer: Timer | None = None
+        self._idle: asyncio.Future[None] | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """The set that new requests run under."""
+        return self._served.policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self.upstreams = {name: self.upstreams.get(name) or Upstream() for name in policy.models}
+        self._served = Served(policy, self.upstreams)
+
+    def open(self, client: Client, path: str, headers: Headers) -> Exchange:
+        """Begin a request whose headers have arrived."""
+        exchange = Exchange(self, self._served, client, path, headers)
+        self.active.add(exchange)
+        if self._timer is None:
+            self._timer = self.clock.call_later(TICK_S, self._tick)
+        return exchange
+
+    def close_exchange(self, exchange: Exchange, record: RequestRecord) -> None:
+        """A request is over."""
+        self.active.discard(exchange)
+        for observer in self.observers:
+            observer.record(record)
+        if self._idle is not None and not self.active and not self._idle.done():
+            self._idle.set_result(None)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no new requests, let the others finish for `timeout_s` seconds, then end them in band."""
+        self.draining = True
+        if self.active:
+            self._idle = asyncio.get_running_loop().create_future()
+            timer = self.clock.call_later(timeout_s, self._end_all)
+            await self._idle
+            timer.cancel()
+
+    async def close(self) -> None:
+        """Let go of connections and of the store. Call it after `drain`."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.transport.close()
+        await self.store.close()
+
+    def _end_all(self) -> None:
+        for exchange in list(self.active):
+            exchange.interrupt(ShuttingDown("The relay is shutting down and cannot finish this answer."))
+
+    def _tick(self) -> None:
+        now = self.clock.now()
+        for exchange in list(self.active):
+            exchange.tick(now)
+        self._timer = self.clock.call_later(TICK_S, self._tick) if self.active else None
