@@ -1,0 +1,377 @@
+"""Policy files -> the compiled Policy, or every reason why not. Pure: the files' text and the environment come in.
+
+Each table is checked on its own (`schema.py`), and what is left of one with errors is still checked further, so that
+one run finds what is wrong everywhere. Only then come references, secrets and what concerns several tables.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from ipaddress import ip_address
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from relay.errors import ConfigurationError, Finding
+from relay.messages import KeyLimits
+from relay.policy import compiled, schema
+from relay.policy.compiled import Policy, Secret
+from relay.policy.sources import read
+from relay.policy.tables import Tables
+from relay.policy.wording import listed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from relay.policy.toml_lines import Path
+
+DEFAULT_ATTEMPTS = 2
+"""Tries of a route with a single candidate: one failure in passing should not reach the client."""
+
+_TIMEOUTS_IN_ORDER = (("first_token_s", "total_s"), ("silence_s", "total_s"), ("connect_s", "first_token_s"))
+_RETRIES_IN_ORDER = (("base_s", "max_s"),)
+
+
+def load(files: Mapping[str, str], environ: Mapping[str, str]) -> Policy:
+    """Compile a policy set.
+
+    Args:
+        files: path -> text of each file.
+        environ: environment variables that references name.
+
+    Raises:
+        ConfigurationError: with all findings, warnings included, if one of them is an error.
+    """
+    policy, findings = check(files, environ)
+    if policy is None:
+        errors = [finding for finding in findings if finding.severity == "error"]
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise ConfigurationError(f"The policy set does not hold. {errors[0]}{more}", findings)
+    return policy
+
+
+def check(files: Mapping[str, str], environ: Mapping[str, str]) -> tuple[Policy | None, tuple[Finding, ...]]:
+    """Compile a policy set and say everything that is wrong with it.
+
+    Args:
+        files: path -> text of each file; merged in the order of the paths.
+        environ: environment variables that references name. Their values never get into a finding.
+
+    Returns:
+        The policy, None if a finding is an error; and the findings in the order of file and line.
+    """
+    if not files:
+        return None, (Finding("", 0, "", "the set has no files"),)
+    tables = Tables(read(files))
+    policy = _Compiler(tables, environ).policy(_version(files))
+    findings = tuple(sorted(tables.findings, key=lambda finding: (finding.file, finding.line)))
+    return (None if any(finding.severity == "error" for finding in findings) else policy), findings
+
+
+def _version(files: Mapping[str, str]) -> str:
+    """The folder does not count: the same files are the same version wherever they lie."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        for part in (PurePath(path).name, files[path]):
+            data = part.encode()
+            digest.update(b"%d:%b" % (len(data), data))
+    return digest.hexdigest()[:12]
+
+
+class _LeftOutError(Exception):
+    """An optional secret is not set; the message is its environment variable's name."""
+
+
+class _Compiler:
+    """One run over one set. What has errors is passed over; `findings` says so."""
+
+    def __init__(self, tables: Tables, environ: Mapping[str, str]) -> None:
+        self._tables = tables
+        self._environ = environ
+        self._unset: dict[str, str] = {}
+        """Providers left out -> the environment variable that is missing."""
+        self._left_out: set[str] = set()
+        """Their models."""
+
+    def policy(self, version: str) -> Policy:
+        """Compile everything. Worth something only if no error was noted."""
+        self._tables.check_sections()
+        access = self._tables.single("access", schema.Access)
+        provider_tables = dict(self._tables.named("providers", schema.Provider))
+        providers = self._providers(provider_tables)
+        models = self._models(provider_tables, providers)
+        routes = self._routes(models)
+        keys = self._keys()
+        if not access.open and not self._tables.names("keys") and self._tables.complete:
+            self._tables.error(
+                ("access",),
+                "no keys, and not open: nobody could call. `relay keys new` makes a key and prints what to put under "
+                "[keys.NAME]; [access] with open = true serves requests without one",
+            )
+        return Policy(
+            version=version,
+            open=access.open,
+            providers=providers,
+            models=models,
+            routes=tuple(route for _, route in routes),
+            by_model=self._by_model(routes),
+            keys=keys,
+            requests=compiled.RequestLimits(**self._tables.single("requests", schema.Requests).model_dump()),
+            streams=self._streams(),
+            retries=self._retries(),
+            skipped=tuple((name, f"{variable} is not set") for name, variable in self._unset.items()),
+        )
+
+    # --- providers -------------------------------------------------------------------------------------------
+
+    def _providers(self, tables: Mapping[str, schema.Provider]) -> dict[str, compiled.Provider]:
+        providers = {}
+        for name, table in tables.items():
+            try:
+                providers[name] = self._provider(name, table)
+            except _LeftOutError as missing:
+                self._unset[name] = str(missing)
+        return providers
+
+    def _provider(self, name: str, table: schema.Provider) -> compiled.Provider:
+        path: Path = ("providers", name)
+        api_key = self._secret((*path, "api_key"), table.api_key)
+        if table.base_url.startswith("http:"):
+            if table.http2:
+                self._tables.error((*path, "http2"), "found true, but HTTP/2 needs an https base_url")
+            if api_key is not None and not _is_loopback(table.base_url):
+                self._tables.warning((*path, "base_url"), "the API key and all prompts travel unencrypted over http")
+        return compiled.Provider(
+            name=name,
+            dialect=table.dialect,
+            base_url=table.base_url,
+            api_key=api_key,
+            headers=self._headers((*path, "headers"), table.headers),
+            forward_headers=frozenset(header.lower() for header in table.forward_headers),
+            timeouts=compiled.Timeouts(
+                **self._durations(_TIMEOUTS_IN_ORDER, ((*path, "timeouts"), table.timeouts)),
+            ),
+            breaker=compiled.Breaker(**table.breaker.model_dump()),
+            max_connections=table.max_connections,
+            proxy=self._proxy((*path, "proxy"), table.proxy),
+            http2=table.http2,
+            ask_usage=table.ask_usage,
+        )
+
+    def _headers(self, path: Path, given: Mapping[str, str | schema.Reference]) -> tuple[tuple[str, str], ...]:
+        headers: dict[str, str] = {}
+        for name, value in given.items():
+            at = (*path, name)
+            if name.lower() in headers:
+                self._tables.error(at, "stands there twice; case makes no difference in header names")
+            if isinstance(value, str):
+                if schema.holds_credentials(name):
+                    self._tables.error(
+                        at, 'this header holds a secret; allowed is a reference such as { env = "NAME" }'
+                    )
+                headers[name.lower()] = value
+            else:
+                headers[name.lower()] = self._secret(at, value) or ""
+        return tuple(headers.items())
+
+    def _proxy(self, path: Path, given: str | schema.Reference | None) -> str | None:
+        if not isinstance(given, schema.Reference):
+            return given
+        url = self._secret(path, given)
+        if url is not None:
+            try:
+                schema.http_url(url, userinfo=True)
+            except ValueError as error:
+                self._tables.error((*path, "env"), f"the value of {given.env} is no proxy URL; {error}")
+        return url
+
+    def _secret(self, path: Path, reference: schema.Reference | None) -> Secret | None:
+        """The value behind a reference. None if there is none, also where that was noted as an error.
+
+        Raises:
+            _LeftOutError: it is optional and not set.
+        """
+        if reference is None:
+            return None
+        name, value = reference.env, self._environ.get(reference.env, "")
+        if value and re.fullmatch(schema.HEADER_VALUE, value):
+            return Secret(value)
+        if value:
+            self._tables.error(
+                (*path, "env"), f"the value of {name} has spaces, line breaks or non-ASCII around or in it"
+            )
+        elif reference.optional:
+            raise _LeftOutError(name)
+        else:
+            self._tables.error(
+                (*path, "env"),
+                f"environment variable {name} is not set; set it, or say optional = true to leave the provider out "
+                "without it",
+            )
+        return None
+
+    # --- models and routes -----------------------------------------------------------------------------------
+
+    def _models(
+        self, provider_tables: Mapping[str, schema.Provider], providers: Mapping[str, compiled.Provider]
+    ) -> dict[str, compiled.Model]:
+        models = {}
+        for name, table in self._tables.named("models", schema.Model):
+            path: Path = ("models", name)
+            self._tables.refer((*path, "provider"), table.provider, "providers")
+            layers: list[tuple[Path, schema.Table]] = [((*path, "timeouts"), table.timeouts)]
+            if table.provider in provider_tables:
+                layers.insert(0, (("providers", table.provider, "timeouts"), provider_tables[table.provider].timeouts))
+            timeouts = compiled.Timeouts(**self._durations(_TIMEOUTS_IN_ORDER, *layers))
+            if table.provider in self._unset:
+                self._left_out.add(name)
+            if table.provider in providers:
+                models[name] = compiled.Model(
+                    name=name,
+                    provider=providers[table.provider],
+                    upstream=table.upstream or name,
+                    max_tokens_field=table.max_tokens_field,
+                    timeouts=timeouts,
+                )
+        names = self._tables.names("models")
+        if not names and self._tables.complete:
+            self._tables.error(("models",), "no models: a set needs at least one [models.NAME]")
+        elif names and self._left_out.issuperset(names):
+            variables = listed(sorted(set(self._unset.values())))
+            self._tables.error(("models",), f"no model can be used; set at least one of {variables}")
+        return models
+
+    def _routes(self, models: Mapping[str, compiled.Model]) -> list[tuple[str, compiled.Route]]:
+        """Each route with the glob that it has for the model's name."""
+        routes: list[tuple[str, compiled.Route]] = []
+        for path, table in self._tables.routes():
+            glob = table.match.model or table.name
+            self._check_reachable(path, glob, routes)
+            candidates = self._candidates(path, table, models)
+            if candidates:
+                attempts = min(max(len(candidates), DEFAULT_ATTEMPTS), schema.MAX_ATTEMPTS)
+                match = self._match(path, glob, table.match)
+                routes.append((glob, compiled.Route(table.name, match, candidates, table.attempts or attempts)))
+        taken = self._tables.names("routes")
+        own = [model for name, model in models.items() if name not in taken]
+        return routes + [
+            (model.name, compiled.Route(model.name, compiled.Match(_pattern(model.name)), (model,), DEFAULT_ATTEMPTS))
+            for model in own
+        ]
+
+    def _candidates(
+        self, path: Path, table: schema.Route, models: Mapping[str, compiled.Model]
+    ) -> tuple[compiled.Model, ...]:
+        for position, name in enumerate(table.candidates):
+            self._tables.refer((*path, "candidates", position), name, "models")
+        usable = tuple(models[name] for name in table.candidates if name in models)
+        if self._left_out.issuperset(table.candidates):
+            self._tables.warning(path, "left out: none of its candidates can be used")
+        return usable
+
+    def _match(self, path: Path, glob: str, table: schema.Match) -> compiled.Match:
+        if table.key is not None and not _has_wildcards(table.key):
+            self._tables.refer((*path, "match", "key"), table.key, "keys")
+        return compiled.Match(
+            model=_pattern(glob),
+            key=None if table.key is None else _pattern(table.key),
+            path=None if table.path is None else _pattern(table.path),
+            headers=tuple((name.lower().encode(), _pattern(value)) for name, value in table.headers.items()),
+        )
+
+    def _check_reachable(self, path: Path, glob: str, earlier: Sequence[tuple[str, compiled.Route]]) -> None:
+        for other, route in earlier:
+            same = other in ("*", glob) if _has_wildcards(glob) else route.match.model.match(glob)
+            if same and route.match.only_model:
+                self._tables.warning(path, f"never taken: {route.name}, which stands before it, takes all its requests")
+                return
+
+    @staticmethod
+    def _by_model(routes: Sequence[tuple[str, compiled.Route]]) -> dict[str, tuple[compiled.Route, ...]]:
+        """For each name spelled out: all that match it, up to the first one that asks for nothing else."""
+        by_model = {}
+        for name in (glob for glob, _ in routes if not _has_wildcards(glob)):
+            matching = [route for _, route in routes if route.match.model.match(name)]
+            certain = next((n for n, route in enumerate(matching, 1) if route.match.only_model), len(matching))
+            by_model[name] = tuple(matching[:certain])
+        return by_model
+
+    # --- keys and single tables ------------------------------------------------------------------------------
+
+    def _keys(self) -> dict[bytes, tuple[compiled.Key, ...]]:
+        keys: dict[bytes, compiled.Key] = {}
+        by_prefix: dict[bytes, tuple[compiled.Key, ...]] = {}
+        for name, table in self._tables.named("keys", schema.Key):
+            path: Path = ("keys", name)
+            for position, route in enumerate(table.routes or ()):
+                self._tables.refer((*path, "routes", position), route, "routes", "models")
+            digest = bytes.fromhex(table.sha256)
+            if digest in keys:
+                other = self._tables.place(("keys", keys[digest].name, "sha256"))
+                self._tables.error((*path, "sha256"), f"the same key as {keys[digest].name} at {other}")
+            routes = None if table.routes is None else frozenset(table.routes)
+            keys[digest] = compiled.Key(name, digest, routes, KeyLimits(**table.limits.model_dump()))
+            prefix = digest[: compiled.KEY_PREFIX]
+            by_prefix[prefix] = (*by_prefix.get(prefix, ()), keys[digest])
+        return by_prefix
+
+    def _streams(self) -> compiled.Streams:
+        table = self._tables.single("streams", schema.Streams)
+        if table.on_disconnect != "drain":
+            for key in sorted(table.model_fields_set & {"drain_max_bytes", "drain_max_s"}):
+                self._tables.warning(("streams", key), 'has no effect: on_disconnect is not "drain"')
+        return compiled.Streams(**table.model_dump())
+
+    def _retries(self) -> compiled.Retries:
+        table = self._tables.single("retries", schema.Retries)
+        return compiled.Retries(**self._durations(_RETRIES_IN_ORDER, (("retries",), table)))
+
+    def _durations(self, in_order: Sequence[tuple[str, str]], *layers: tuple[Path, schema.Table]) -> dict[str, float]:
+        """Durations of which some must not be longer than others.
+
+        A default gives way to a shorter time that was written; two times that were written have to agree.
+
+        Args:
+            in_order: (shorter, longer) keys.
+            layers: path and table; a key written in a later one overrides. Only what involves a key of the last one is
+                noted: the others were looked at before.
+        """
+        values = layers[0][1].model_dump()
+        written: dict[str, Path] = {}
+        for path, table in layers:
+            for key in table.model_fields_set:
+                values[key] = getattr(table, key)
+                written[key] = (*path, key)
+        last = layers[-1][1].model_fields_set
+        for shorter, longer in in_order:
+            if values[shorter] <= values[longer]:
+                continue
+            if shorter not in written:
+                values[shorter] = values[longer]
+            elif last & {shorter, longer}:
+                at = shorter if shorter in last else longer
+                self._tables.error(
+                    written[at],
+                    f"{shorter} is {values[shorter]:g}, but {longer} is {values[longer]:g}"
+                    f"{f' ({self._tables.place(written[longer])})' if longer in written else ', its default'}; "
+                    f"allowed is a {shorter} of at most {longer}",
+                )
+        return values
+
+
+def _has_wildcards(glob: str) -> bool:
+    return any(mark in glob for mark in "*?[")
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(glob))
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

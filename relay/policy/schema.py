@@ -1,0 +1,475 @@
+"""What may stand in a policy file: tables, keys, types, units, bounds and defaults.
+
+These classes only check the shape of single tables; `load.py` merges files, follows references and makes the
+immutable form that requests use. A key is here only if it does something. Types are exact: TOML has integers,
+floats, booleans and strings, and none is taken for another, save a whole number where a fraction may stand.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from relay.policy import compiled
+
+if TYPE_CHECKING:
+    from pydantic.config import JsonDict
+
+Dialect = Literal["openai"]
+"""Wire dialects that a provider can speak."""
+
+MAX_ATTEMPTS = 10
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$"
+ENV_NAME = r"^[A-Z][A-Z0-9_]{0,127}$"
+HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$"
+HEADER_VALUE = r"^[!-~]([ !-~]*[!-~])?$"
+HTTP_URL = r"^https?://[!-~]+$"
+SHA256 = r"^[0-9A-Fa-f]{64}$"
+
+PATTERN_WORDS = {
+    NAME: "a name: a letter or digit, then letters, digits and . _ : / @ + -, 128 characters at most",
+    ENV_NAME: "the name of an environment variable: capital letters, digits and _",
+    HEADER_NAME: "the name of an HTTP header",
+    HEADER_VALUE: "a header value: printable ASCII without space at either end",
+    HTTP_URL: "an http:// or https:// URL without spaces",
+    SHA256: "64 hexadecimal digits: the SHA-256 of a key, as `relay keys new` prints it",
+}
+"""Each pattern in words, for messages."""
+
+_HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+"""RFC 9110 §7.6.1: headers of one connection, not of the message."""
+_RELAYS_OWN = {"host", "content-length", "content-type", "content-encoding", "accept", "accept-encoding", "expect"}
+"""Headers that follow from what the relay itself sends and can read."""
+_CREDENTIALS = re.compile(r"(.*-)?(api-?key|auth|authorization|cookie2?|password|secret|token)")
+
+_REQUESTS = compiled.RequestLimits()
+_STREAMS = compiled.Streams()
+_RETRIES = compiled.Retries()
+_TIMEOUTS = compiled.Timeouts()
+_BREAKER = compiled.Breaker()
+
+
+def http_url(url: str, *, userinfo: bool = False) -> str:
+    """Refuse what would leak or be lost in a URL.
+
+    Args:
+        url: what was given.
+        userinfo: whether it may hold a user name and a password.
+
+    Returns:
+        The URL without slashes at its end.
+
+    Raises:
+        ValueError: says what is allowed, and nothing of what was found.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.hostname and parts.port != 0
+    except ValueError:  # its text may quote the URL, which may hold a password
+        usable = False
+    if not usable:
+        raise ValueError("allowed is an http:// or https:// URL with a host and, if any, a port from 1 to 65535")
+    if "@" in parts.netloc and not userinfo:
+        raise ValueError("allowed is a URL without user name and password")
+    if parts.query or parts.fragment:
+        raise ValueError("allowed is a URL without ? and #")
+    return url.rstrip("/")
+
+
+def holds_credentials(header: str) -> bool:
+    """Whether a header of that name is likely to carry a secret."""
+    return _CREDENTIALS.fullmatch(header.lower()) is not None
+
+
+def _settable_header(name: str) -> str:
+    """Refuse headers that are not the policy's to set."""
+    if name.lower() in _HOP_BY_HOP | _RELAYS_OWN:
+        raise ValueError("the relay sets this header itself")
+    if name.lower() in {"authorization", "proxy-authorization"}:
+        raise ValueError("the relay sets this header itself, from api_key or proxy")
+    return name
+
+
+def _forwardable_header(name: str) -> str:
+    """Refuse client headers that no upstream may see, or that would say something untrue there."""
+    if name.lower() in _HOP_BY_HOP | _RELAYS_OWN:
+        raise ValueError("this header belongs to the client's own connection and is never passed on")
+    if holds_credentials(name):
+        raise ValueError("this header can hold the client's credentials and is never passed on")
+    return name
+
+
+_Item = TypeVar("_Item")
+
+
+def _distinct(items: list[_Item]) -> list[_Item]:
+    for position, item in enumerate(items):
+        if item in items[:position]:
+            raise ValueError(f"{item} stands there twice")
+    return items
+
+
+def _glob(pattern: str) -> str:
+    if not pattern:
+        raise ValueError('allowed is a glob that can match something, for example "gpt-*"')
+    return pattern
+
+
+Name = Annotated[str, Field(pattern=NAME)]
+Names = Annotated[list[Name], Field(min_length=1, max_length=1000), AfterValidator(_distinct)]
+Glob = Annotated[str, AfterValidator(_glob)]
+HttpUrl = Annotated[str, Field(pattern=HTTP_URL), AfterValidator(http_url)]
+
+
+class Table(BaseModel):
+    """A table of a policy file: unknown keys and values of another type are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, field_title_generator=lambda name, _: name
+    )
+
+
+class Reference(Table):
+    """Where a secret comes from. Policy files hold references, never values."""
+
+    env: Annotated[str, Field(pattern=ENV_NAME)] = Field(
+        description="Name of the environment variable that holds the value; on Workers, of the secret binding.",
+        examples=["OPENAI_API_KEY"],
+    )
+    optional: bool = Field(
+        default=False,
+        description="true: if the variable is not set, the provider and its models are left out. "
+        "false: that is an error.",
+        examples=[True],
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_value(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(  # noqa: TRY004 pydantic turns a ValueError into a finding, not a TypeError
+                'allowed is a reference such as { env = "NAME" }: policy files never hold the secret itself'
+            )
+        return value
+
+
+TEXT_TAG = "<text>"
+REFERENCE_TAG = "<reference>"
+"""pydantic puts the tag of the alternative it took into an error's path; no key looks like these."""
+
+
+def _text_or_reference(value: object) -> str:
+    return REFERENCE_TAG if isinstance(value, (dict, Reference)) else TEXT_TAG
+
+
+HeaderValue = Annotated[
+    Annotated[str, Field(pattern=HEADER_VALUE), Tag(TEXT_TAG)] | Annotated[Reference, Tag(REFERENCE_TAG)],
+    Discriminator(_text_or_reference),
+]
+UrlOrReference = Annotated[
+    Annotated[HttpUrl, Tag(TEXT_TAG)] | Annotated[Reference, Tag(REFERENCE_TAG)], Discriminator(_text_or_reference)
+]
+
+SECRET: JsonDict = {"writeOnly": True}
+"""JSON Schema's mark for values that are never shown; messages leave out what was found."""
+
+
+class Timeouts(Table):
+    """How long to wait for an upstream, in seconds. A default gives way to a shorter time that was written."""
+
+    connect_s: float = Field(
+        default=_TIMEOUTS.connect_s,
+        gt=0,
+        le=60,
+        description="Seconds for a new connection, TLS included.",
+        examples=[3],
+    )
+    first_token_s: float = Field(
+        default=_TIMEOUTS.first_token_s,
+        gt=0,
+        le=3600,
+        description="Seconds from an attempt's start to the first real output. Models that reason in silence "
+        "need more.",
+        examples=[15, 120],
+    )
+    silence_s: float = Field(
+        default=_TIMEOUTS.silence_s,
+        gt=0,
+        le=3600,
+        description="Seconds between any two bytes once output has begun; pings count as life.",
+        examples=[20],
+    )
+    total_s: float = Field(
+        default=_TIMEOUTS.total_s,
+        gt=0,
+        le=86_400,
+        description="Seconds for the whole request, all attempts together.",
+        examples=[600],
+    )
+
+
+class Breaker(Table):
+    """When to leave a model alone."""
+
+    failures: int = Field(
+        default=_BREAKER.failures,
+        ge=1,
+        le=1000,
+        description="Failures in a row after which the model is left alone.",
+        examples=[5],
+    )
+    open_s: float = Field(
+        default=_BREAKER.open_s,
+        gt=0,
+        le=3600,
+        description="Seconds it is left alone before one request may try again.",
+        examples=[10],
+    )
+
+
+class Provider(Table):
+    """A place where models are served."""
+
+    dialect: Dialect = Field(description="The API it speaks.", examples=["openai"])
+    base_url: HttpUrl = Field(
+        description="URL below which the API's paths begin, version included.",
+        examples=["https://api.openai.com/v1"],
+    )
+    api_key: Reference | None = Field(
+        default=None,
+        description="Its credentials, as a reference. Absent: it wants none.",
+        examples=[{"env": "OPENAI_API_KEY", "optional": True}],
+        json_schema_extra=SECRET,
+    )
+    headers: dict[Annotated[str, Field(pattern=HEADER_NAME), AfterValidator(_settable_header)], HeaderValue] = Field(
+        default={},
+        description="Extra headers of every request to it: a fixed text, or a reference if the value is a secret.",
+        examples=[{"openai-project": "proj_123"}, {"api-key": {"env": "AZURE_OPENAI_API_KEY"}}],
+        json_schema_extra=SECRET,
+    )
+    forward_headers: list[Annotated[str, Field(pattern=HEADER_NAME), AfterValidator(_forwardable_header)]] = Field(
+        default=["openai-beta", "x-client-request-id"],
+        description="Client headers that are passed on to it; all others stay here.",
+        examples=[["openai-beta", "traceparent", "tracestate"]],
+    )
+    timeouts: Timeouts = Field(
+        default=Timeouts(), description="How long to wait for its models.", examples=[{"first_token_s": 30}]
+    )
+    breaker: Breaker = Field(
+        default=Breaker(), description="When to leave one of its models alone.", examples=[{"failures": 3}]
+    )
+    max_connections: int = Field(
+        default=16_384,
+        ge=1,
+        le=65_535,
+        description="Open connections to it, per worker process; further requests wait for one.",
+        examples=[256],
+    )
+    proxy: UrlOrReference | None = Field(
+        default=None,
+        description="HTTP proxy on the way to it: a URL, or a reference if the URL holds a password.",
+        examples=["http://proxy.internal:3128", {"env": "RELAY_PROXY_URL"}],
+        json_schema_extra=SECRET,
+    )
+    http2: bool = Field(default=False, description="Speak HTTP/2 to it; needs an https base_url.", examples=[True])
+    ask_usage: bool = Field(
+        default=True,
+        description="Ask its streams for their usage with stream_options; false for servers that refuse that field.",
+        examples=[False],
+    )
+
+
+class Model(Table):
+    """A model, under the name that routes and clients use."""
+
+    provider: Name = Field(description="Name of the provider that serves it.", examples=["openai"])
+    upstream: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        description="What the provider calls it. Default: the model's own name.",
+        examples=["gpt-4o-mini"],
+    )
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = Field(
+        default=None,
+        description="Under which of its two names the provider takes the limit on the answer; the client's is "
+        "renamed. Default: it stays as the client wrote it.",
+        examples=["max_completion_tokens"],
+    )
+    timeouts: Timeouts = Field(
+        default=Timeouts(),
+        description="How long to wait for it; each key overrides the provider's.",
+        examples=[{"first_token_s": 120}],
+    )
+
+
+class Match(Table):
+    """When a route applies: all globs given must match. `*` any text, `?` one character, `[ab]` one of these."""
+
+    model: Glob | None = Field(
+        default=None,
+        description='Glob over the model that the client asked for; "*" is any. Default: exactly the route\'s name.',
+        examples=["gpt-*"],
+    )
+    key: str | None = Field(
+        default=None,
+        description='Glob over the name of the client\'s key; a client without key has the name "". Default: any.',
+        examples=["team-*"],
+    )
+    path: Glob | None = Field(
+        default=None,
+        description="Glob over the request path. Default: any.",
+        examples=["/v1/chat/*"],
+    )
+    headers: dict[Annotated[str, Field(pattern=HEADER_NAME)], str] = Field(
+        default={},
+        description="Globs over request headers, by name; a header that was not sent does not match.",
+        examples=[{"x-tier": "gold"}],
+    )
+
+
+class Route(Table):
+    """Which models may answer the requests that match. The first route that matches is taken."""
+
+    name: Name = Field(description="What keys, logs and metrics call it.", examples=["auto"])
+    match: Match = Field(default=Match(), description="When it applies.", examples=[{"model": "gpt-*"}])
+    candidates: Names = Field(description="Names of models, in the order they are tried.", examples=[["a", "b"]])
+    attempts: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_ATTEMPTS,
+        description="Tries for one request at most, all candidates together. Default: one for each candidate that "
+        "can be used, but at least 2.",
+        examples=[3],
+    )
+
+
+class Limits(Table):
+    """What a key may use. A limit that is absent does not exist."""
+
+    requests_per_min: int | None = Field(
+        default=None, ge=1, le=10**9, description="Requests per minute.", examples=[600]
+    )
+    tokens_per_min: int | None = Field(
+        default=None, ge=1, le=10**12, description="Prompt and completion tokens per minute.", examples=[200_000]
+    )
+    streams: int | None = Field(
+        default=None, ge=1, le=10**6, description="Requests in flight at the same time.", examples=[50]
+    )
+
+
+class Key(Table):
+    """A client's key."""
+
+    sha256: Annotated[str, Field(pattern=SHA256)] = Field(
+        description="SHA-256 of the key; `relay keys new` makes both.",
+        examples=["6b1f0d3f4c0be2e5c9a3f8f1d7b64a0c52e98d7306fb1a4e8c3d95f2706ab41e"],
+        json_schema_extra=SECRET,
+    )
+    routes: Names | None = Field(
+        default=None,
+        description="Names of the routes and models it may use. Default: all.",
+        examples=[["auto", "small"]],
+    )
+    limits: Limits = Field(default=Limits(), description="What it may use.", examples=[{"requests_per_min": 600}])
+
+
+class Access(Table):
+    """Who may call without a key."""
+
+    open: bool = Field(default=False, description="Serve requests that carry no key.", examples=[True])
+
+
+class Requests(Table):
+    """What a request may look like."""
+
+    max_body_bytes: int = Field(
+        default=_REQUESTS.max_body_bytes,
+        ge=1024,
+        le=1024**3,
+        description="Bytes of the whole body.",
+        examples=[33_554_432],
+    )
+    max_header_bytes: int = Field(
+        default=_REQUESTS.max_header_bytes,
+        ge=1024,
+        le=1024**2,
+        description="Bytes of all header names and values together.",
+        examples=[32_768],
+    )
+    max_json_depth: int = Field(
+        default=_REQUESTS.max_json_depth, ge=4, le=512, description="Nested arrays and objects.", examples=[64]
+    )
+    max_messages: int = Field(
+        default=_REQUESTS.max_messages,
+        ge=1,
+        le=1_000_000,
+        description="Messages of the conversation.",
+        examples=[4096],
+    )
+
+
+class Streams(Table):
+    """How streams behave towards the client."""
+
+    keep_alive_s: float | None = Field(
+        default=None,
+        ge=1,
+        le=300,
+        description="Seconds of silence after which an SSE comment goes out. Default: none is sent.",
+        examples=[15],
+    )
+    on_disconnect: Literal["cancel", "drain"] = Field(
+        default=_STREAMS.on_disconnect,
+        description="When the client has gone: cancel the upstream at once, or drain it to learn the true usage.",
+        examples=["drain"],
+    )
+    drain_max_bytes: int = Field(
+        default=_STREAMS.drain_max_bytes,
+        ge=1024,
+        le=1024**3,
+        description="Bytes that a drain reads at most.",
+        examples=[1_048_576],
+    )
+    drain_max_s: float = Field(
+        default=_STREAMS.drain_max_s, gt=0, le=3600, description="Seconds that a drain takes at most.", examples=[30]
+    )
+
+
+class Retries(Table):
+    """Waiting between attempts on the same upstream: exponential with full jitter."""
+
+    base_s: float = Field(
+        default=_RETRIES.base_s, gt=0, le=60, description="Upper bound of the first wait, seconds.", examples=[0.25]
+    )
+    max_s: float = Field(
+        default=_RETRIES.max_s,
+        gt=0,
+        le=300,
+        description="Upper bound of any wait, seconds. An upstream whose Retry-After asks for more is left out.",
+        examples=[5],
+    )
+
+
+class PolicySet(Table):
+    """A Relay policy file. All `*.toml` files of a folder, merged in name order, are a policy set."""
+
+    version: int | None = Field(
+        default=None,
+        ge=1,
+        le=1,
+        description="Version of the format. At least one file of a set says it, and all that do agree.",
+        examples=[1],
+    )
+    access: Access = Field(default=Access(), description="Who may call without a key.")
+    requests: Requests = Field(default=Requests(), description="What a request may look like.")
+    streams: Streams = Field(default=Streams(), description="How streams behave towards the client.")
+    retries: Retries = Field(default=Retries(), description="Waiting between attempts on the same upstream.")
+    providers: dict[Name, Provider] = Field(default={}, description="Places where models are served, by name.")
+    models: dict[Name, Model] = Field(default={}, description="Models, by name.")
+    routes: list[Route] = Field(default=[], description="Which models may answer which requests; first match wins.")
+    keys: dict[Name, Key] = Field(default={}, description="Clients' keys, by name.")
