@@ -262,7 +262,7 @@ class ChatStreamReader:
             return b""
         if not whole:
             return b""
-        if whole.find(b"\n\n") == len(whole) - 2:  # one event, as nearly always when tokens come one by one
+        if whole.find(b"\n\n") == len(whole) - 2 and b"\r" not in whole:  # one event, as nearly always
             return whole if self._take(whole) else b""
         events = split_events(whole)
         kept = []
