@@ -77,8 +77,8 @@ def _cut(body: bytes, fields: Fields, changes: Mapping[str, bytes], renames: Map
             start += 1
         at = start + len(memoryview(raw))
         if name in renames:
-            pieces += (body[kept_to : key_start + 1], renames[name].encode())
-            kept_to = key_end - 1
+            pieces += (body[kept_to:key_start], msgspec.json.encode(renames[name]))
+            kept_to = key_end
         if name in changes:
             pieces += (body[kept_to:start], changes[name])
             kept_to = at
@@ -89,7 +89,7 @@ def _cut(body: bytes, fields: Fields, changes: Mapping[str, bytes], renames: Map
     comma = b"," if fields else b""
     for name, value in changes.items():
         if name not in fields:
-            pieces.append(b'%b"%b":%b' % (comma, name.encode(), value))
+            pieces.append(b"%b%b:%b" % (comma, msgspec.json.encode(name), value))
             comma = b","
     pieces.append(body[at:])
     return b"".join(pieces)
