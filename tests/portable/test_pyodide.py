@@ -1,0 +1,73 @@
+"""The portable core under Pyodide 314, the Python of the edge runtime, in Node."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from fnmatch import fnmatch
+
+import pytest
+
+from tests.node.runtime import node
+from tests.portable.environment import ROOT, site_packages
+
+CONTAINER_ONLY = [
+    "relay.__main__",
+    "relay.cli",
+    "relay.runtimes.container*",
+    "relay.transports.http",
+    "relay.transports.sockets",
+]
+"""Modules that need what only a container has. Every other one must import under Pyodide."""
+
+CONTAINER_ONLY_TESTS = [
+    "tests/docs",
+    "tests/e2e",
+    "tests/portable",
+    "tests/runtimes",
+    "tests/servers",
+    "tests/transports",
+]
+"""Tests that need sockets or processes throughout; single ones elsewhere carry the mark `container`."""
+
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def run(program: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of this folder under Pyodide, at the same paths as here."""
+    mounts = ":".join(str(folder) for folder in (ROOT, SHARED_DATA) if folder.exists())
+    path = f"{site_packages()}:{ROOT}"
+    tests = ROOT / "tests"
+    command = [node(), tests / "node" / "pyodide.mjs", mounts, path, tests / "portable" / program]
+    return subprocess.run([*map(str, command), *args], check=False, capture_output=True, text=True)
+
+
+def modules() -> list[str]:
+    """Every module of the package, by its dotted name."""
+    paths = sorted((ROOT / "relay").rglob("*.py"))
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+
+
+def test_portable_modules_import() -> None:
+    """Every module outside the container-only list imports, a new one included."""
+    portable = [name for name in modules() if not any(fnmatch(name, pattern) for pattern in CONTAINER_ONLY)]
+    finished = run("import_all.py", *portable)
+    if finished.returncode:
+        pytest.fail(finished.stdout + finished.stderr, pytrace=False)
+    failures = json.loads(finished.stdout)
+    if failures:
+        pytest.fail("\n".join(f"{name}:\n{trace}" for name, trace in failures.items()), pytrace=False)
+
+
+@pytest.mark.parametrize("pattern", CONTAINER_ONLY)
+def test_container_only_list_is_current(pattern: str) -> None:
+    """The list names modules that are there."""
+    assert any(fnmatch(name, pattern) for name in modules())
+
+
+def test_portable_tests_pass() -> None:
+    """The tests of everything portable pass there too."""
+    left_out = [f"--ignore={folder}" for folder in CONTAINER_ONLY_TESTS]
+    finished = run("run_pytest.py", "tests", "-m", "not container", *left_out)
+    if finished.returncode:
+        pytest.fail(finished.stdout + finished.stderr, pytrace=False)
