@@ -10,7 +10,6 @@ import fnmatch
 import hashlib
 import re
 from ipaddress import ip_address
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -74,7 +73,7 @@ def _version(files: Mapping[str, str]) -> str:
     """The folder does not count: the same files are the same version wherever they lie."""
     digest = hashlib.sha256()
     for path in sorted(files):
-        for part in (PurePath(path).name, files[path]):
+        for part in (re.split(r"[/\\]", path)[-1], files[path]):
             data = part.encode()
             digest.update(b"%d:%b" % (len(data), data))
     return digest.hexdigest()[:12]
@@ -267,7 +266,7 @@ class _Compiler:
         for position, name in enumerate(table.candidates):
             self._tables.refer((*path, "candidates", position), name, "models")
         usable = tuple(models[name] for name in table.candidates if name in models)
-        if self._left_out.issuperset(table.candidates):
+        if models and self._left_out.issuperset(table.candidates):
             self._tables.warning(path, "left out: none of its candidates can be used")
         return usable
 
