@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from relay.dialects import DIALECTS
-from relay.errors import AuthenticationFailed, InvalidRequest, RelayError, RequestTimeout
+from relay.errors import AuthenticationFailed, InvalidRequest, RelayError
 from relay.exchange import CHAT_DIALECT, body_too_large
 
 if TYPE_CHECKING:
@@ -29,18 +29,22 @@ if TYPE_CHECKING:
 
 CHAT_PATH = "/v1/chat/completions"
 
-BODY_TIMEOUT_S = 60.0
-"""Seconds a request's body may take to arrive."""
-
 HIGH_WATER_BYTES = 64 * 1024
 """Unsent bytes at which the upstream is paused; it goes on when they are all sent."""
 
 
 class AsgiClient:
-    """A client behind ASGI's `send`: writes are queued, `pump` sends them as fast as the server takes them."""
+    """A client behind ASGI: writes are queued, `pump` sends them as fast as the server takes them.
+
+    Attributes:
+        exchange: whose answer this is.
+        running: the exchange at work; None until the request's body is complete.
+    """
+
+    exchange: Exchange
 
     def __init__(self) -> None:
-        self.exchange: Exchange | None = None
+        self.running: asyncio.Future[None] | None = None
         self._head: Message | None = None
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
@@ -61,7 +65,7 @@ class AsgiClient:
         self._unsent.append(data)
         self._unsent_bytes += len(data)
         self._news.set()
-        if self._unsent_bytes > HIGH_WATER_BYTES and not self._paused and self.exchange is not None:
+        if self._unsent_bytes > HIGH_WATER_BYTES and not self._paused:
             self._paused = True
             self.exchange.pause()
 
@@ -70,12 +74,6 @@ class AsgiClient:
         if data:
             self.write(data)
         self._ended = True
-        self._news.set()
-
-    def gone(self) -> None:
-        """The client has left: drop what is unsent, send nothing more."""
-        self._gone = True
-        self._unsent.clear()
         self._news.set()
 
     async def pump(self, send: Send) -> None:
@@ -96,9 +94,37 @@ class AsgiClient:
                 await send({"type": "http.response.body", "body": data, "more_body": not ended})
             if ended:
                 return
-            if self._paused and not self._unsent and self.exchange is not None:
+            if self._paused and not self._unsent:
                 self._paused = False
                 self.exchange.resume()
+
+    async def read(self, receive: Receive) -> None:
+        """Read the request's body, run the exchange, then wait for the client to leave."""
+        parts: list[bytes] = []
+        left = self.exchange.max_body_bytes
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self._leave()
+                return
+            parts.append(message.get("body", b""))
+            left -= len(parts[-1])
+            if left < 0:
+                self.exchange.refuse(body_too_large(self.exchange.max_body_bytes))
+                return
+            more = message.get("more_body", False)
+        self.running = asyncio.ensure_future(self.exchange.run(b"".join(parts)))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._leave()
+
+    def _leave(self) -> None:
+        """The client has left: drop what is unsent, send nothing more."""
+        self._gone = True
+        self._unsent.clear()
+        self._news.set()
+        self.exchange.client_gone()
 
 
 class ChatEndpoint:
@@ -111,51 +137,16 @@ class ChatEndpoint:
         """One request."""
         client = AsgiClient()
         exchange = client.exchange = self._pipeline.open(client, scope["path"], scope["headers"])
-        body = await _body(exchange, receive) if exchange.admit() else None
-        if body is None:
-            await client.pump(send)
-            return
-        run = asyncio.ensure_future(exchange.run(body))
-        watch = asyncio.ensure_future(_watch(exchange, client, receive))
+        reading = asyncio.ensure_future(client.read(receive)) if exchange.admit() else None
         try:
             await client.pump(send)
         finally:
-            watch.cancel()
+            if reading is not None:
+                reading.cancel()
             if not exchange.closed:
                 exchange.client_gone()
-            await run
-
-
-async def _body(exchange: Exchange, receive: Receive) -> bytes | None:
-    """The request's body; None if it was refused or the client left."""
-    parts: list[bytes] = []
-    left = exchange.max_body_bytes
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    exchange.client_gone()
-                    return None
-                parts.append(message.get("body", b""))
-                left -= len(parts[-1])
-                if left < 0:
-                    exchange.refuse(body_too_large(exchange.max_body_bytes))
-                    return None
-                more = message.get("more_body", False)
-    except TimeoutError:
-        exchange.refuse(RequestTimeout(f"The request's body did not arrive within {BODY_TIMEOUT_S:g} s."))
-        return None
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _watch(exchange: Exchange, client: AsgiClient, receive: Receive) -> None:
-    """Tell the exchange when the client leaves."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    client.gone()
-    exchange.client_gone()
+            if client.running is not None:
+                await client.running
 
 
 def create_app(pipeline: Pipeline, *, metrics: Metrics, admin_key: str | None) -> Starlette:

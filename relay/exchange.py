@@ -32,6 +32,7 @@ from relay.errors import (
     LimitExceeded,
     PermissionDenied,
     RelayError,
+    RequestTimeout,
     RequestTooLarge,
     ShuttingDown,
     Unavailable,
@@ -66,6 +67,9 @@ if TYPE_CHECKING:
 
 LINGER_S = 2.0
 """How long an upstream may take, behind its `[DONE]`, to end its response so that the connection can be kept."""
+
+BODY_TIMEOUT_S = 60.0
+"""How long a request's body may take to arrive."""
 
 LEASE_MARGIN_S = 60.0
 """A lease outlives the longest answer by this much."""
@@ -206,6 +210,11 @@ class Exchange:
         """The runtime reads no more of the body than this; if there is more, it calls `refuse`."""
         return self._served.policy.requests.max_body_bytes
 
+    @property
+    def streaming(self) -> bool:
+        """Whether an SSE answer was asked for; False until the body is read."""
+        return self._request is not None and self._request.stream
+
     def admit(self) -> bool:
         """Look at the headers. False if they were enough to refuse the request, which is then answered."""
         try:
@@ -285,6 +294,8 @@ class Exchange:
     def tick(self, now: float) -> None:
         """Look at the time: deadlines, silence, keep-alives."""
         attempt = self._attempt
+        if not self._running and now - self._arrived_at >= BODY_TIMEOUT_S:
+            self.refuse(RequestTimeout(f"The request's body did not arrive within {BODY_TIMEOUT_S:g} s."))
         if attempt is None:
             return
         if now >= self._deadline:

@@ -1,0 +1,249 @@
+"""uvicorn's HTTP protocol with the hot endpoint answered below ASGI.
+
+For a chat request the way is short: llhttp's callbacks collect it, the exchange runs as the request's one task, and
+bytes from the upstream's socket go to the client's socket in one call stack. Everything is decided by the same
+`Exchange` as behind ASGI; this file only translates. Any other request goes to the ASGI application.
+
+uvicorn keeps what it calls a cycle per request: the state it looks at for pipelining, shutdown and disconnects.
+`FastLaneClient` stands in for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from relay.app import CHAT_PATH
+from relay.dialects import DIALECTS
+from relay.errors import HeadersTooLarge, InvalidRequest, RequestRejected
+from relay.exchange import CHAT_DIALECT, body_too_large
+from relay.wire.http1 import LAST_CHUNK, response_head
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from relay.exchange import Exchange
+    from relay.messages import Headers
+    from relay.pipeline import Pipeline
+
+_CHAT_URL = CHAT_PATH.encode()
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class FastLaneClient:
+    """A client on the other end of uvicorn's transport; see `relay.client.Client`.
+
+    The head is kept until the first piece of the body, so that both leave in one write.
+
+    Attributes:
+        exchange: whose answer this is.
+        body: of the request, while it comes in; None once it is complete or not wanted any more.
+        response_complete, disconnected, keep_alive, message_event: what uvicorn looks at.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_head",
+        "_protocol",
+        "body",
+        "body_bytes",
+        "disconnected",
+        "exchange",
+        "keep_alive",
+        "response_complete",
+    )
+
+    def __init__(self, protocol: FastLane, *, keep_alive: bool) -> None:
+        self.exchange: Exchange | None = None
+        self.body: list[bytes] | None = []
+        self.body_bytes = 0
+        self.keep_alive = keep_alive
+        self.response_complete = False
+        self.disconnected = False
+        self._protocol = protocol
+        self._head = b""
+        self._chunked = True
+
+    @property
+    def message_event(self) -> FastLaneClient:
+        """Uvicorn wakes a waiting `receive` with `message_event.set()`; nobody waits here."""
+        return self
+
+    def set(self) -> None:
+        """See `message_event`."""
+
+    def start(self, status: int, headers: Headers) -> None:
+        """See `relay.client.Client`."""
+        if any(name == b"content-length" for name, _ in headers):
+            self._chunked = False
+        else:
+            headers.append((b"transfer-encoding", b"chunked"))
+        if not self.keep_alive:
+            headers.append((b"connection", b"close"))
+        self._head = response_head(status, [*self._protocol.server_state.default_headers, *headers])
+
+    def write(self, data: bytes) -> None:
+        """See `relay.client.Client`."""
+        if self.disconnected:
+            return
+        if self._chunked:
+            data = b"%b%x\r\n%b\r\n" % (self._head, len(data), data)
+            self._head = b""
+        elif self._head:
+            data = self._head + data
+            self._head = b""
+        self._protocol.transport.write(data)
+
+    def end(self, data: bytes = b"") -> None:
+        """See `relay.client.Client`."""
+        if self.disconnected:
+            return
+        if not self._chunked:
+            data = self._head + data
+        elif data:
+            data = b"%b%x\r\n%b\r\n%b" % (self._head, len(data), data, LAST_CHUNK)
+        else:
+            data = self._head + LAST_CHUNK
+        self._protocol.transport.write(data)
+        self.body = None
+        self.response_complete = True
+        self._protocol.answered(self)
+
+
+class FastLane(HttpToolsProtocol):
+    """One client connection. Make a subclass with `for_pipeline` and give it to uvicorn as `http=`."""
+
+    relay: ClassVar[Pipeline]
+    _lane: FastLaneClient | None = None  # the request being read or answered here, not by ASGI
+    _header_bytes = 0
+
+    @classmethod
+    def for_pipeline(cls, pipeline: Pipeline) -> type[FastLane]:
+        """The protocol class for one pipeline: uvicorn makes the instances."""
+        return type("FastLaneProtocol", (cls,), {"relay": pipeline})
+
+    # --- llhttp calls, while a request comes in ---
+
+    def on_message_begin(self) -> None:
+        """Uvicorn's scope is made only for requests that go to ASGI."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._header_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Headers are bounded while they arrive, not when they are all there."""
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > self.relay.policy.requests.max_header_bytes:
+            raise ValueError("headers over the limit")  # llhttp stops, and uvicorn calls send_400_response
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Take chat requests, leave all others to ASGI, and pipelined ones too: uvicorn queues those."""
+        busy = self.cycle is not None and not self.cycle.response_complete
+        if (
+            busy
+            or self.url != _CHAT_URL
+            or self.parser.get_method() != b"POST"
+            or self.parser.get_http_version() != "1.1"
+        ):
+            self._to_asgi()
+            return
+        client = self._lane = FastLaneClient(self, keep_alive=self.parser.should_keep_alive())
+        self.cycle: Any = client
+        exchange = client.exchange = self.relay.open(client, CHAT_PATH, self.headers)
+        if exchange.admit() and self.expect_100_continue:
+            self.transport.write(_CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        """Collect, up to the policy's limit."""
+        client = self._lane
+        if client is None:
+            super().on_body(body)
+        elif client.body is not None and client.exchange is not None:
+            client.body.append(body)
+            client.body_bytes += len(body)
+            if client.body_bytes > client.exchange.max_body_bytes:
+                client.keep_alive = False  # what else it sends of this body is not read
+                client.exchange.refuse(body_too_large(client.exchange.max_body_bytes))
+
+    def on_message_complete(self) -> None:
+        """The request is complete: run it."""
+        client = self._lane
+        if client is None:
+            super().on_message_complete()
+        elif client.body is not None and client.exchange is not None:
+            body = client.body[0] if len(client.body) == 1 else b"".join(client.body)
+            client.body = None
+            self._spawn(client.exchange.run(body))
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP gets an OpenAI-shaped error, unless an answer is on its way: then only the end."""
+        if self.cycle is None or self.cycle.response_complete:
+            limit = self.relay.policy.requests.max_header_bytes
+            error: RequestRejected = InvalidRequest(msg)
+            if self._header_bytes > limit:
+                error = HeadersTooLarge(f"The request's headers have more than the {limit} bytes that are allowed.")
+            body = DIALECTS[CHAT_DIALECT].encode_error(error)
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+            ]
+            self.transport.write(response_head(error.http_status, headers) + body)
+        self.transport.close()
+
+    # --- the answer ---
+
+    def answered(self, client: FastLaneClient) -> None:
+        """The answer has been written: make ready for the next request."""
+        if client is self._lane:
+            self._lane = None
+        if not client.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    # --- asyncio calls ---
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than the upstream sends."""
+        super().pause_writing()
+        if self._lane is not None and self._lane.exchange is not None:
+            self._lane.exchange.pause()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        if self._lane is not None and self._lane.exchange is not None:
+            self._lane.exchange.resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        super().connection_lost(exc)
+        client, self._lane = self._lane, None
+        if client is not None and client.exchange is not None:
+            client.disconnected = True
+            client.exchange.client_gone()
+
+    # --- inner steps ---
+
+    def _to_asgi(self) -> None:
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers += headers
+        super().on_headers_complete()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run the exchange as a task; where Python can, its first steps at once instead of in the next round."""
+        if sys.version_info >= (3, 12):
+            task = asyncio.Task(coroutine, loop=self.loop, eager_start=True)
+            if task.done():
+                return
+        else:
+            task = self.loop.create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
