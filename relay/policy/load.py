@@ -248,10 +248,10 @@ class _Compiler:
         for path, table in self._tables.routes():
             glob = table.match.model or table.name
             self._check_reachable(path, glob, routes)
+            match = self._match(path, glob, table.match)
             candidates = self._candidates(path, table, models)
             if candidates:
                 attempts = min(max(len(candidates), DEFAULT_ATTEMPTS), schema.MAX_ATTEMPTS)
-                match = self._match(path, glob, table.match)
                 routes.append((glob, compiled.Route(table.name, match, candidates, table.attempts or attempts)))
         taken = self._tables.names("routes")
         own = [model for name, model in models.items() if name not in taken]
