@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from relay.errors import ConfigurationError, Finding
 from relay.policy.wording import found
-from relay.telemetry.events import Level
+from relay.telemetry.events import Level, Style
 
 PREFIX = "RELAY_"
 
@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=256, description="an integer from 1 to 256")
     store: Literal["memory"] = Field("memory", description='"memory", the only store there is')
     log_level: Level = Field("info", description='"debug", "info", "warning" or "error"')
-    log_format: Literal["json", "console"] | None = Field(None, description='"json" or "console"')
+    log_format: Style | None = Field(None, description='"json" or "console"')
     force_open: bool = Field(default=False, description='"true" or "false"')
     shutdown_s: float = Field(30.0, ge=0, le=3600, description="seconds, from 0 to 3600")
     admin_key: SecretStr | None = Field(None, min_length=16, description="a secret of at least 16 characters")

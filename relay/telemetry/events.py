@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Level = Literal["debug", "info", "warning", "error"]
 
+Style = Literal["json", "console"]
+
 LEVELS: tuple[Level, ...] = ("debug", "info", "warning", "error")
 """From chatty to quiet."""
 
@@ -163,7 +165,7 @@ class EventLog:
         *,
         clock: Clock,
         level: Level = "info",
-        style: Literal["json", "console"] = "json",
+        style: Style = "json",
         colour: bool = False,
     ) -> None:
         self._write = write

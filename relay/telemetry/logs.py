@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import traceback
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from relay.errors import RelayError
-from relay.telemetry.events import COLOURS, Level, painted
+from relay.telemetry.events import COLOURS, Level, Style, painted
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -27,7 +27,7 @@ EXPLAINED_ERRORS = (RelayError, OSError)
 """Errors whose message is logged. That of any other may quote what it choked on: a prompt, an answer, a secret."""
 
 
-def configure(stream: TextIO, *, level: Level, style: Literal["json", "console"], colour: bool) -> None:
+def configure(stream: TextIO, *, level: Level, style: Style, colour: bool) -> None:
     """Send the log of this process, libraries included, to `stream`."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if style == "json" else ConsoleFormatter(colour=colour))

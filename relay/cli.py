@@ -1,0 +1,225 @@
+"""The command line. Exit codes: 0 fine, 1 something found wrong (settings, policy, a port in use), 2 wrong usage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import sys
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from msgspec.structs import asdict
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from relay import __version__
+from relay.config import load_settings
+from relay.errors import ConfigurationError, Finding
+from relay.policy import load
+from relay.policy.json_schema import json_schema
+from relay.policy.schema import NAME, PATTERN_WORDS
+from relay.runtimes.policy_files import read_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from relay.policy.compiled import Policy
+
+KEY_BYTES = 32
+"""256 bits from the operating system: the policy keeps a bare SHA-256, safe only for what nobody can guess."""
+
+_folder = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+class Refused(click.ClickException):
+    """A configuration that does not hold: its findings, one a line, and exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, error: ConfigurationError) -> None:
+        super().__init__("\n".join(map(str, error.findings)) or error.message)
+
+    def show(self, file: Any = None) -> None:
+        """To the standard error, without a prefix: each line names its own place."""
+        click.echo(self.message, file=file, err=True)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExamples:\n"
+    "  relay serve --policy policies/demo\n"
+    "  relay check policies/default\n"
+    "  relay keys new --name team-a",
+)
+def main() -> None:
+    """Relay: a slim OpenAI-compatible streaming relay for LLMs."""
+
+
+@main.command(
+    epilog="\b\nExamples:\n"
+    "  relay serve --policy policies/demo\n"
+    "  relay serve --policy /etc/relay --host 0.0.0.0 --workers 4\n"
+    "  RELAY_POLICY=policies/default RELAY_LOG_FORMAT=json relay serve\n\n"
+    "\b\nEvery option has a variable: --shutdown-s is RELAY_SHUTDOWN_S. The admin key has only that: RELAY_ADMIN_KEY.\n"
+    "SIGHUP reloads the policy, SIGTERM ends when running streams are done, a second one at once.",
+)
+@click.option("--policy", type=_folder, help="Folder of the policy set.")
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on; 0 takes a free one.  [default: 8080]")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes that serve, on one port.  [default: 1]")
+@click.option("--store", type=click.Choice(["memory"]), help="Where the use of keys is kept.  [default: memory]")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
+@click.option(
+    "--log-format", type=click.Choice(["json", "console"]), help="[default: console on a terminal, else json]"
+)
+@click.option(
+    "--shutdown-s",
+    type=click.FloatRange(0, 3600),
+    help="Seconds that running requests get to finish.  [default: 30]",
+)
+@click.option(
+    "--force-open/--no-force-open",
+    default=None,
+    help="Serve a policy that needs no keys on an address that is not loopback.",
+)
+def serve(**flags: Any) -> None:
+    """Serve a policy set."""
+    from relay.runtimes import container  # noqa: PLC0415 - the other commands need no server
+
+    try:
+        settings, warnings = load_settings(**flags)
+        sys.exit(container.serve(settings, warnings))
+    except ConfigurationError as error:
+        raise Refused(error) from None
+
+
+@main.command(
+    epilog="\b\nExamples:\n"
+    "  relay check policies/default\n"
+    "  relay check --format json | jq .findings\n"
+    "  relay check --schema > relay-policy.schema.json",
+)
+@click.argument("folder", metavar="[DIR]", type=_folder, required=False, envvar="RELAY_POLICY")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of policy files, for editors, and check nothing.")
+@click.option(
+    "--format", "shape", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to answer."
+)
+def check(folder: Path | None, *, schema: bool, shape: str) -> None:
+    """Check a policy set and say what it makes of it.
+
+    DIR is its folder; without it, RELAY_POLICY. What is wrong comes as FILE:LINE, one finding a line, and makes the
+    exit code 1; warnings do not.
+    """
+    if schema:
+        click.echo(json.dumps(json_schema(), indent=2))
+        return
+    if folder is None:
+        raise click.UsageError("Missing argument '[DIR]': give the folder of a policy set, or set RELAY_POLICY.")
+    policy, findings = _checked(folder)
+    if shape == "json":
+        shown = {"findings": [asdict(finding) for finding in findings], "policy": policy and _summary(policy)}
+        click.echo(json.dumps(shown, indent=2))
+    else:
+        for finding in findings:
+            click.echo(finding)
+        if policy is not None:
+            _print_tables(_summary(policy))
+    sys.exit(1 if policy is None else 0)
+
+
+def _checked(folder: Path) -> tuple[Policy | None, Sequence[Finding]]:
+    try:
+        files = read_folder(folder)
+    except ConfigurationError as error:
+        return None, [Finding(str(folder), 0, "", error.message)]
+    return load.check(files, os.environ)
+
+
+def _summary(policy: Policy) -> dict[str, Any]:
+    """A policy as plain values, without secrets and digests."""
+    return {
+        "version": policy.version,
+        "open": policy.open,
+        "providers": [
+            {"name": provider.name, "dialect": provider.dialect, "base_url": provider.base_url}
+            for provider in policy.providers.values()
+        ],
+        "skipped": [{"name": name, "reason": reason} for name, reason in policy.skipped],
+        "models": [
+            {"name": model.name, "provider": model.provider.name, "upstream": model.upstream}
+            for model in policy.models.values()
+        ],
+        "routes": [
+            {"name": route.name, "candidates": [model.name for model in route.candidates], "attempts": route.attempts}
+            for route in policy.routes
+        ],
+        "keys": [
+            {
+                "name": key.name,
+                "routes": ["(all)"] if key.routes is None else sorted(key.routes),
+                "limits": {name: limit for name, limit in asdict(key.limits).items() if limit is not None},
+            }
+            for keys in policy.keys.values()
+            for key in keys
+        ],
+    }
+
+
+def _print_tables(summary: dict[str, Any]) -> None:
+    console = Console(highlight=False, markup=False)
+    console.print(f"Policy {summary['version']}, {'open: no key needed' if summary['open'] else 'keys needed'}.")
+    for title, rows in summary.items():
+        if isinstance(rows, list) and rows:
+            table = Table(title=title.capitalize(), title_justify="left", box=box.SIMPLE_HEAD)
+            for column in rows[0]:
+                table.add_column(column, overflow="fold")
+            for row in rows:
+                table.add_row(*map(_cell, row.values()))
+            console.print(table)
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case list():
+            return ", ".join(value)
+        case dict():
+            return ", ".join(f"{name} {number:,}" for name, number in value.items())
+        case _:
+            return str(value)
+
+
+@main.group()
+def keys() -> None:
+    """Make keys for callers."""
+
+
+@keys.command(
+    "new", epilog="\b\nExamples:\n  relay keys new --name team-a\n  relay keys new --name ci >> notes-for-ci.txt"
+)
+@click.option("--name", default="new-key", show_default=True, help="What logs and metrics will call it.")
+def new_key(name: str) -> None:
+    """Make a key, and the lines of the policy that let it in.
+
+    The key is shown only this once: the policy holds its SHA-256.
+    """
+    if re.fullmatch(NAME, name) is None:
+        raise click.BadParameter(f"{name!r} is not {PATTERN_WORDS[NAME]}", param_hint="--name")
+    key = f"rk-{secrets.token_urlsafe(KEY_BYTES)}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    table = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    click.echo(f"# For the caller; it cannot be shown again:\n{key}\n")
+    click.echo(f'# For a file of the policy set:\n[keys.{table}]\nsha256 = "{digest}"')
+
+
+@main.command(epilog="\b\nExample:\n  relay version")
+def version() -> None:
+    """Say what is running."""
+    libraries = ", ".join(f"{name} {version_of(name)}" for name in ("uvicorn", "uvloop", "httptools"))
+    click.echo(f"relay {__version__} (Python {platform.python_version()}, {libraries})")

@@ -1,0 +1,334 @@
+"""The container runtime: choose the parts, serve with uvicorn, decide nothing.
+
+`serve` runs in the parent: it reads the policy, opens the port, says what is served, and then either serves by
+itself or has a supervisor start workers that do. `_serve` is one serving process from its first to its last breath.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+import uvloop
+
+from relay import __version__
+from relay.app import create_app
+from relay.clock import LoopClock
+from relay.errors import ConfigurationError
+from relay.pipeline import Pipeline
+from relay.runtimes import process_metrics
+from relay.runtimes.http_server import BACKLOG, KEEP_ALIVE_S, LINGER_S, BoundedProtocol, Server
+from relay.runtimes.policy_files import read_folder
+from relay.runtimes.policy_reload import PolicyReload, compiled
+from relay.runtimes.run_folder import RunFolder
+from relay.runtimes.supervisor import STARTUP_FAILED, Supervisor
+from relay.stores.memory import MemoryStore
+from relay.telemetry import logs
+from relay.telemetry.events import EventLog
+from relay.telemetry.metrics import Metrics
+from relay.transports.sockets import SocketsTransport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from relay.config import Settings
+    from relay.errors import Finding
+    from relay.policy.compiled import Policy
+    from relay.telemetry.events import Style
+    from relay.telemetry.metrics import Labels
+
+SNAPSHOT_S = 1.0
+"""Seconds between a worker's snapshots: how old another worker's numbers may be in a scrape."""
+
+BREAKER_PHASES = {"closed": 0, "half_open": 1, "open": 2}
+"""`relay_breaker_state`, so that the larger is the worse."""
+
+_log = logging.getLogger("relay")
+
+
+def serve(settings: Settings, findings: Sequence[Finding] = ()) -> int:
+    """Serve until told to stop.
+
+    Args:
+        settings: where, what and how.
+        findings: warnings about the settings, to be logged.
+
+    Returns:
+        The exit code: 0 after a graceful stop.
+
+    Raises:
+        ConfigurationError: the policy does not hold or may not be served here, or the port cannot be had.
+    """
+    logs.configure(sys.stdout, level=settings.log_level, style=_style(settings), colour=sys.stdout.isatty())
+    for finding in findings:
+        _log.warning("%s", finding, extra={"event": "setting"})
+    files = read_folder(settings.policy)
+    policy = compiled(files)
+    _refuse_open(policy, settings)
+    with contextlib.ExitStack() as cleanup:
+        listener = cleanup.enter_context(_listen(settings))
+        _announce(settings, policy, listener)
+        if settings.workers == 1:
+            code = _run(settings, listener)
+        else:
+            run_path = tempfile.mkdtemp(prefix="relay-")
+            cleanup.callback(shutil.rmtree, run_path, ignore_errors=True)
+            run_folder = RunFolder(Path(run_path), settings.workers)
+            run_folder.keep_policy(files)
+            code = Supervisor(
+                settings.workers,
+                target=lambda slot: _run(settings, listener, run_folder, slot),
+                bury=run_folder.bury,
+                close_listener=listener.close,
+                shutdown_s=settings.shutdown_s,
+            ).run()
+    _log.info("stopped", extra={"event": "stopped", "fields": {"exit_code": code}})
+    return code
+
+
+def _style(settings: Settings) -> Style:
+    return settings.log_format or ("console" if sys.stdout.isatty() else "json")
+
+
+def _refuse_open(policy: Policy, settings: Settings) -> None:
+    """An open policy is for this machine alone, unless somebody says that the network around it is safe."""
+    if policy.open and not settings.force_open and not _is_loopback(settings.host):
+        raise ConfigurationError(
+            f"The policy is open (access.open = true: no key is needed), but {settings.host} is not a loopback "
+            "address, so that everybody who reaches it could spend your money. Give the policy keys (`relay keys "
+            "new`), listen on 127.0.0.1, or set RELAY_FORCE_OPEN=true if something in front checks who calls."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """Open the port. Connections queue from here on, whoever accepts them."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address, family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot listen on {settings.host} port {settings.port}: {error.strerror}.") from None
+
+
+def _announce(settings: Settings, policy: Policy, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    for name, reason in policy.skipped:
+        skipped = {"provider": name, "reason": reason}
+        _log.info("provider %s left out: %s", name, reason, extra={"event": "provider_skipped", "fields": skipped})
+    if settings.workers > 1 and any(_has_limits(policy)):
+        _log.warning(
+            "keys have limits, and each of the %d workers counts them for itself: the store is in its memory",
+            settings.workers,
+            extra={"event": "limits_per_worker"},
+        )
+    fields = {
+        "version": __version__,
+        "address": address,
+        "policy": str(settings.policy),
+        "policy_version": policy.version,
+        "workers": settings.workers,
+        "providers": sorted(policy.providers),
+        "open": policy.open,
+    }
+    _log.info("relay listens on %s", address, extra={"event": "started", "fields": fields})
+
+
+def _has_limits(policy: Policy) -> Iterable[bool]:
+    for keys in policy.keys.values():
+        for key in keys:
+            yield any(getattr(key.limits, name) is not None for name in key.limits.__struct_fields__)
+
+
+# --- one serving process -----------------------------------------------------------------------------------
+
+
+def _run(settings: Settings, listener: socket.socket, run_folder: RunFolder | None = None, slot: int = 0) -> int:
+    """Serve in this process. `run_folder` is there if it is one of several workers."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            return runner.run(_serve(settings, listener, run_folder, slot))
+        except ConfigurationError as error:
+            _log.error("%s", error, extra={"event": "worker_failed"})
+            return STARTUP_FAILED
+
+
+async def _serve(settings: Settings, listener: socket.socket, run_folder: RunFolder | None, slot: int) -> int:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_unhandled)
+    clock = LoopClock()
+    metrics = Metrics() if run_folder is None else Metrics(siblings=lambda: run_folder.siblings(slot))
+    events = EventLog(
+        _write_lines,
+        clock=clock,
+        level=settings.log_level,
+        style=_style(settings),
+        colour=sys.stdout.isatty(),
+    )
+    pipeline = Pipeline(
+        _policy_to_begin_with(settings, run_folder),
+        transport=SocketsTransport(clock=clock),
+        store=MemoryStore(),
+        observers=(metrics, events),
+        clock=clock,
+        rng=random.Random(),  # noqa: S311 - draws waits and request ids, no secrets
+    )
+    _register_gauges(metrics, pipeline)
+    reload = PolicyReload(
+        settings.policy,
+        pipeline,
+        metrics,
+        admit=lambda policy: _refuse_open(policy, settings),
+        keep=run_folder.keep_policy if run_folder is not None else lambda _: None,
+    )
+    server = _server(settings, pipeline, metrics)
+    _handle_signals(server, reload, supervised=run_folder is not None)
+    tasks = [asyncio.ensure_future(reload.run()), asyncio.ensure_future(reload.watch())]
+    if run_folder is not None:
+        metrics.restore(run_folder.snapshot(slot))
+        tasks.append(asyncio.ensure_future(_leave_snapshots(metrics, run_folder, slot, server.stop)))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await pipeline.close()
+        events.flush()
+        if run_folder is not None:
+            run_folder.write_snapshot(slot, metrics.snapshot())
+    return int(server.force_exit)
+
+
+def _policy_to_begin_with(settings: Settings, run_folder: RunFolder | None) -> Policy:
+    """What is in the folder now; for a worker that takes a dead one's place, else what held last."""
+    try:
+        policy = compiled(read_folder(settings.policy))
+        _refuse_open(policy, settings)
+    except ConfigurationError:
+        if run_folder is None:
+            raise
+        return compiled(run_folder.kept_policy())
+    return policy
+
+
+def _server(settings: Settings, pipeline: Pipeline, metrics: Metrics) -> Server:
+    admin_key = settings.admin_key
+    app = create_app(pipeline, metrics=metrics, admin_key=None if admin_key is None else admin_key.get_secret_value())
+    config = uvicorn.Config(
+        app,
+        http=BoundedProtocol.for_pipeline(pipeline),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(LINGER_S),
+    )
+    return Server(config, pipeline=pipeline, shutdown_s=settings.shutdown_s, on_started=_quieten_gc)
+
+
+def _handle_signals(server: Server, reload: PolicyReload, *, supervised: bool) -> None:
+    """See `supervisor` for what the parent sends to a worker."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload.ask)
+    if supervised:
+        loop.add_signal_handler(signal.SIGTERM, server.stop)
+        loop.add_signal_handler(signal.SIGQUIT, server.hurry)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
+    else:
+        loop.add_signal_handler(signal.SIGTERM, server.stop_or_hurry)
+        loop.add_signal_handler(signal.SIGINT, server.stop_or_hurry)
+
+
+def _quieten_gc() -> None:
+    """Requests leave no cycles behind, so collections find nothing and cost milliseconds in which no stream moves.
+
+    What is alive now lives as long as the process: it is taken out of sight. The young generation is collected
+    after 50,000 new containers instead of 700 (2,000 from Python 3.13 on), the others seldom.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+async def _leave_snapshots(metrics: Metrics, run_folder: RunFolder, slot: int, stop: Callable[[], None]) -> None:
+    """Leave this worker's numbers for the others, and stop if the parent is no more."""
+    parent = os.getppid()
+    while True:
+        run_folder.write_snapshot(slot, metrics.snapshot())
+        await asyncio.sleep(SNAPSHOT_S)
+        if os.getppid() != parent:
+            _log.error("the parent process is gone: stopping", extra={"event": "orphaned"})
+            stop()
+            return
+
+
+def _register_gauges(metrics: Metrics, pipeline: Pipeline) -> None:
+    process_metrics.register(metrics)
+    metrics.gauge(
+        "relay_active_requests", "Requests that are being answered.", (), lambda: [((), len(pipeline.active))]
+    )
+    metrics.gauge(
+        "relay_active_streams",
+        "Streaming requests that are being answered.",
+        (),
+        lambda: [((), sum(exchange.streaming for exchange in pipeline.active))],
+    )
+    metrics.gauge("relay_workers", "Processes that serve.", (), lambda: [((), 1)])
+    metrics.gauge(
+        "relay_policy_info",
+        "Always 1; the label says which policy set is live.",
+        ("version",),
+        lambda: [((pipeline.policy.version,), 1)],
+        merge="max",
+    )
+
+    def breakers() -> Iterable[tuple[Labels, float]]:
+        now = pipeline.clock.now()
+        return [((name,), BREAKER_PHASES[state.state.phase(now)]) for name, state in pipeline.upstreams.items()]
+
+    metrics.gauge(
+        "relay_breaker_state",
+        "Circuit breaker of each model: 0 closed, 1 half open, 2 open; the worst of all workers.",
+        ("model",),
+        breakers,
+        merge="max",
+    )
+
+
+def _write_lines(lines: bytes) -> None:
+    """Request lines go where the log goes. If nobody reads it any more, requests are served all the same."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.buffer.write(lines)
+        sys.stdout.buffer.flush()
+
+
+def _log_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio has nobody to tell. Its own handler would print the objects concerned, request text included."""
+    _log.error("%s", context.get("message"), exc_info=context.get("exception"), extra={"event": "unhandled"})

@@ -1,0 +1,173 @@
+"""uvicorn, with the relay's own manners: bounded heads, errors in OpenAI's shape, a stop that streams survive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from relay.dialects import DIALECTS
+from relay.errors import HeadersTooLarge, InvalidRequest, RelayError
+from relay.exchange import CHAT_DIALECT
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+
+    from relay.pipeline import Pipeline
+
+KEEP_ALIVE_S = 620
+"""Seconds an idle connection is kept: longer than any load balancer in front (Google's 600 s is the longest), so that
+it is always the balancer that closes and never a request that meets a closed door."""
+
+HEAD_TIMEOUT_S = 20.0
+"""Seconds a head may take to arrive once it has begun; nginx gives 60, but a head is one packet or a few."""
+
+BACKLOG = 4096
+"""Connections that may wait to be accepted: a burst of reconnecting clients. Linux caps it at `somaxconn`, 4096."""
+
+LINGER_S = 5.0
+"""Seconds that a stopped server waits for clients to take the last of their answers."""
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 connection, with bounds on what is not a body.
+
+    The parser keeps an unfinished head (or a chunked body's trailers) in memory without a limit. Bytes that bring
+    neither the end of a head nor any of a body are therefore counted as they arrive, and timed. One read (256 KiB)
+    may pass unseen; heads that are complete are measured exactly by `Exchange.admit`.
+
+    Attributes:
+        relay: its policy says how large a head may be. Make a subclass that has it with `for_pipeline`.
+    """
+
+    relay: ClassVar[Pipeline]
+    _unframed = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def for_pipeline(cls, pipeline: Pipeline) -> type[Self]:
+        """The protocol class for one pipeline: uvicorn makes the instances."""
+        return type(cls.__name__, (cls,), {"relay": pipeline})
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected. It need not hurry to ask."""
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is no more."""
+        self.framed()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        self._unframed += len(data)
+        super().data_received(data)
+        if not self._unframed or self.transport.is_closing():
+            return
+        limit = self.relay.policy.requests.max_header_bytes
+        if self._unframed > limit:
+            self._refuse(HeadersTooLarge(f"The request's headers have more than the {limit} bytes that are allowed."))
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
+    def on_headers_complete(self) -> None:
+        """A head is complete."""
+        self.framed()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Some of a body."""
+        self.framed()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request is complete."""
+        self.framed()
+        super().on_message_complete()
+
+    def framed(self) -> None:
+        """What has come so far belongs to something: begin to count anew."""
+        self._unframed = 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is not HTTP."""
+        self._refuse(InvalidRequest(msg))
+
+    def _refuse(self, error: RelayError) -> None:
+        """Answer, unless another answer is under way on this connection, and close it."""
+        if self.cycle is None or self.cycle.response_complete:
+            body = DIALECTS[CHAT_DIALECT].encode_error(error)
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+            self.transport.write(STATUS_LINE[error.http_status] + head + body)
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Java's HTTP client offers `h2c` with each request; RFC 9110 §7.8 lets a server ignore it, without a word."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which stops as the relay promises.
+
+    The first call of `stop` closes the listener and lets running requests finish; connections that are already
+    open stay, so that a health check on one of them sees `/readyz` turn 503. `hurry` ends what still runs.
+
+    Args:
+        config: for uvicorn.
+        pipeline: what the requests run in.
+        shutdown_s: seconds that running requests get.
+        on_started: called when requests are being answered.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, *, pipeline: Pipeline, shutdown_s: float, on_started: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._pipeline = pipeline
+        self._shutdown_s = shutdown_s
+        self._on_started = on_started
+        self._hurried = asyncio.Event()
+
+    def stop(self) -> None:
+        """Stop gracefully. Calling it again changes nothing."""
+        self.should_exit = True
+
+    def hurry(self) -> None:
+        """Stop at once: streams are ended in band, nothing is waited for."""
+        self.should_exit = self.force_exit = True
+        self._hurried.set()
+
+    def stop_or_hurry(self) -> None:
+        """Stop; if that was asked before, at once."""
+        (self.hurry if self.should_exit else self.stop)()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the event loop, where `container` puts them, instead of raising them again at the end."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        await super().startup(sockets)
+        self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, see requests to their end, then let go of connections."""
+        for server in self.servers:
+            server.close()
+        drained = asyncio.ensure_future(self._pipeline.drain(self._shutdown_s))
+        hurried = asyncio.ensure_future(self._hurried.wait())
+        await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
+        if not drained.done():
+            drained.cancel()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._pipeline.drain(0), LINGER_S)
+        hurried.cancel()
+        await super().shutdown(sockets)
