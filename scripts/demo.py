@@ -37,7 +37,7 @@ Relay is up: {base_url}, policy {policy}, in front of a small real model.
 Watch its tokens arrive, one by one (it rambles, but it is real):
 
   curl -N {base_url}/v1/chat/completions -H 'content-type: application/json' -d '{{
-    "model": "smollm2-135m", "stream": true, "max_tokens": 200,
+    "model": "auto", "stream": true, "max_tokens": 200,
     "messages": [{{"role": "user", "content": "Tell me about lighthouses."}}]}}'
 
 Or with the OpenAI SDK, in .venv/bin/python:
@@ -45,7 +45,7 @@ Or with the OpenAI SDK, in .venv/bin/python:
   from openai import OpenAI
   client = OpenAI(base_url="{base_url}/v1", api_key="none-needed")
   ask = [{{"role": "user", "content": "Tell me about lighthouses."}}]
-  for chunk in client.chat.completions.create(model="smollm2-135m", messages=ask, stream=True, max_tokens=200):
+  for chunk in client.chat.completions.create(model="auto", messages=ask, stream=True, max_tokens=200):
       print(chunk.choices[0].delta.content or "", end="", flush=True)
 
 Ctrl-C stops both.
@@ -182,7 +182,7 @@ def _is_taken(port: int) -> bool:
 
 def _is_ok(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5):  # noqa: S310  (our own http address)
+        with urllib.request.urlopen(url, timeout=5):
             return True
     except OSError:
         return False

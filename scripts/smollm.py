@@ -69,6 +69,7 @@ def main() -> None:
     params.port = port
     params.n_parallel = SLOTS
     params.n_ctx = SLOTS * CONTEXT_TOKENS
+    params.cpuparams.n_threads = 1  # the other cores are for Relay and its clients; more threads gain little
     params.verbosity = 0
     try:
         server = xllamacpp.Server(params)
