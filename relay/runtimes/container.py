@@ -30,7 +30,8 @@ from relay.clock import LoopClock
 from relay.errors import ConfigurationError
 from relay.pipeline import Pipeline
 from relay.runtimes import process_metrics
-from relay.runtimes.http_server import BACKLOG, KEEP_ALIVE_S, LINGER_S, BoundedProtocol, Server
+from relay.runtimes.fast_lane import FastLane
+from relay.runtimes.http_server import BACKLOG, KEEP_ALIVE_S, LINGER_S, Server
 from relay.runtimes.policy_files import read_folder
 from relay.runtimes.policy_reload import PolicyReload, compiled
 from relay.runtimes.run_folder import RunFolder
@@ -238,7 +239,7 @@ def _server(settings: Settings, pipeline: Pipeline, metrics: Metrics) -> Server:
     app = create_app(pipeline, metrics=metrics, admin_key=None if admin_key is None else admin_key.get_secret_value())
     config = uvicorn.Config(
         app,
-        http=BoundedProtocol.for_pipeline(pipeline),
+        http=FastLane.for_pipeline(pipeline),
         ws="none",
         lifespan="off",
         interface="asgi3",

@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from typing import TYPE_CHECKING, Any
 
 from relay.app import CHAT_PATH
-from relay.dialects import DIALECTS
-from relay.errors import HeadersTooLarge, InvalidRequest, RequestRejected
-from relay.exchange import CHAT_DIALECT, body_too_large
+from relay.exchange import body_too_large
+from relay.runtimes.http_server import BoundedProtocol
 from relay.wire.http1 import LAST_CHUNK, response_head
 
 if TYPE_CHECKING:
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
 
     from relay.exchange import Exchange
     from relay.messages import Headers
-    from relay.pipeline import Pipeline
 
 _CHAT_URL = CHAT_PATH.encode()
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -113,17 +109,10 @@ class FastLaneClient:
         self._protocol.answered(self)
 
 
-class FastLane(HttpToolsProtocol):
+class FastLane(BoundedProtocol):
     """One client connection. Make a subclass with `for_pipeline` and give it to uvicorn as `http=`."""
 
-    relay: ClassVar[Pipeline]
     _lane: FastLaneClient | None = None  # the request being read or answered here, not by ASGI
-    _header_bytes = 0
-
-    @classmethod
-    def for_pipeline(cls, pipeline: Pipeline) -> type[FastLane]:
-        """The protocol class for one pipeline: uvicorn makes the instances."""
-        return type("FastLaneProtocol", (cls,), {"relay": pipeline})
 
     # --- llhttp calls, while a request comes in ---
 
@@ -132,14 +121,6 @@ class FastLane(HttpToolsProtocol):
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
-        self._header_bytes = 0
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Headers are bounded while they arrive, not when they are all there."""
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > self.relay.policy.requests.max_header_bytes:
-            raise ValueError("headers over the limit")  # llhttp stops, and uvicorn calls send_400_response
-        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Take chat requests, leave all others to ASGI, and pipelined ones too: uvicorn queues those."""
@@ -152,6 +133,7 @@ class FastLane(HttpToolsProtocol):
         ):
             self._to_asgi()
             return
+        self.framed()
         client = self._lane = FastLaneClient(self, keep_alive=self.parser.should_keep_alive())
         self.cycle: Any = client
         exchange = client.exchange = self.relay.open(client, CHAT_PATH, self.headers)
@@ -163,7 +145,9 @@ class FastLane(HttpToolsProtocol):
         client = self._lane
         if client is None:
             super().on_body(body)
-        elif client.body is not None and client.exchange is not None:
+            return
+        self.framed()
+        if client.body is not None and client.exchange is not None:
             client.body.append(body)
             client.body_bytes += len(body)
             if client.body_bytes > client.exchange.max_body_bytes:
@@ -175,26 +159,12 @@ class FastLane(HttpToolsProtocol):
         client = self._lane
         if client is None:
             super().on_message_complete()
-        elif client.body is not None and client.exchange is not None:
+            return
+        self.framed()
+        if client.body is not None and client.exchange is not None:
             body = client.body[0] if len(client.body) == 1 else b"".join(client.body)
             client.body = None
             self._spawn(client.exchange.run(body))
-
-    def send_400_response(self, msg: str) -> None:
-        """What is not HTTP gets an OpenAI-shaped error, unless an answer is on its way: then only the end."""
-        if self.cycle is None or self.cycle.response_complete:
-            limit = self.relay.policy.requests.max_header_bytes
-            error: RequestRejected = InvalidRequest(msg)
-            if self._header_bytes > limit:
-                error = HeadersTooLarge(f"The request's headers have more than the {limit} bytes that are allowed.")
-            body = DIALECTS[CHAT_DIALECT].encode_error(error)
-            headers = [
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
-                (b"connection", b"close"),
-            ]
-            self.transport.write(response_head(error.http_status, headers) + body)
-        self.transport.close()
 
     # --- the answer ---
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from relay.dialects import DIALECTS
 from relay.errors import HeadersTooLarge, InvalidRequest, RelayError
 from relay.exchange import CHAT_DIALECT
+from relay.wire.http1 import response_head
 
 if TYPE_CHECKING:
     import socket
@@ -31,6 +33,9 @@ BACKLOG = 4096
 
 LINGER_S = 5.0
 """Seconds that a stopped server waits for clients to take the last of their answers."""
+
+
+_log = logging.getLogger("relay")
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -105,8 +110,12 @@ class BoundedProtocol(HttpToolsProtocol):
         """Answer, unless another answer is under way on this connection, and close it."""
         if self.cycle is None or self.cycle.response_complete:
             body = DIALECTS[CHAT_DIALECT].encode_error(error)
-            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-            self.transport.write(STATUS_LINE[error.http_status] + head + body)
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+            ]
+            self.transport.write(response_head(error.http_status, headers) + body)
         self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -162,6 +171,9 @@ class Server(uvicorn.Server):
         """Stop accepting, see requests to their end, then let go of connections."""
         for server in self.servers:
             server.close()
+        active = len(self._pipeline.active)
+        fields = {"active_requests": active, "shutdown_s": self._shutdown_s}
+        _log.info("stopping, %d requests may finish", active, extra={"event": "stopping", "fields": fields})
         drained = asyncio.ensure_future(self._pipeline.drain(self._shutdown_s))
         hurried = asyncio.ensure_future(self._hurried.wait())
         await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
