@@ -150,8 +150,10 @@ class Attempt:
             return
         if self._refusal is None:
             self._take(data)
-        elif sum(map(len, self._refusal)) < MAX_ERROR_BYTES:
+        else:
             self._refusal.append(data)
+            if sum(map(len, self._refusal)) > MAX_ERROR_BYTES:
+                self.fail(self._refused(self._refusal))
 
     def on_end(self) -> None:
         """The body is complete by its framing; whether the answer is, the dialect knows."""
@@ -161,7 +163,7 @@ class Attempt:
         if self._refusal is None:
             self._finish()
         else:
-            self.fail(self._downstream.dialect.parse_error(self.status or 0, self._head, b"".join(self._refusal)))
+            self.fail(self._refused(self._refusal))
 
     def on_failure(self, failure: UpstreamFailure) -> None:
         """The transport gave up."""
@@ -208,8 +210,8 @@ class Attempt:
         if self._heard or self._paused:
             self._heard = False
             self._quiet_since = now
-        if error := self._overdue(now):
-            self.fail(error)
+        if failure := self._overdue(now):
+            self._break_off(failure)
         return self._quiet_since
 
     # --- what differs ---
@@ -240,10 +242,14 @@ class Attempt:
         raise NotImplementedError
 
     def _break_off(self, failure: UpstreamFailure) -> None:
-        self.fail(failure)
+        """Nothing more will come. An error answer counts as far as it came: its status is known."""
+        self.fail(failure if self._refusal is None else self._refused(self._refusal))
 
-    def _overdue(self, now: float) -> RelayError | None:
+    def _overdue(self, now: float) -> UpstreamFailure | None:
         raise NotImplementedError
+
+    def _refused(self, body: list[bytes]) -> UpstreamRefused:
+        return self._downstream.dialect.parse_error(self.status or 0, self._head, b"".join(body))
 
     def _silent_for(self, now: float) -> SilenceTimeout | None:
         limit_s = self.trial.model.timeouts.silence_s
@@ -339,12 +345,12 @@ class StreamAttempt(Attempt):
         """Behind a terminal event nothing is missing; before it a lost connection is a truncated stream."""
         if self.reader.finished:
             self._finish()
-        elif self.status == OK and isinstance(failure, ConnectionLost):
+        elif self.status == OK and self._refusal is None and isinstance(failure, ConnectionLost):
             self.fail(UpstreamTruncated("The upstream's connection was lost before the answer was complete."))
         else:
-            self.fail(failure)
+            super()._break_off(failure)
 
-    def _overdue(self, now: float) -> RelayError | None:
+    def _overdue(self, now: float) -> UpstreamFailure | None:
         if self.committed:
             return self._silent_for(now)
         limit_s = self.trial.model.timeouts.first_token_s
@@ -403,6 +409,6 @@ class AnswerAttempt(Attempt):
         self._downstream.commit(len(body))
         self._serve(body)
 
-    def _overdue(self, now: float) -> RelayError | None:
+    def _overdue(self, now: float) -> UpstreamFailure | None:
         """Generation may take its whole time before the head; behind it silence is not normal."""
         return None if self.status is None else self._silent_for(now)

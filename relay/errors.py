@@ -311,8 +311,9 @@ class UpstreamRefused(UpstreamFailure):
 
     @property
     def can_retry(self) -> bool:
-        """An error event may always be tried elsewhere; a status only if it is in `RETRYABLE_STATUS`."""
-        return self.upstream_status is None or self.upstream_status in RETRYABLE_STATUS
+        """Of error statuses, those in `RETRYABLE_STATUS`; error events, errors under a 200 and redirects always."""
+        status = self.upstream_status
+        return status is None or status < 400 or status in RETRYABLE_STATUS  # noqa: PLR2004
 
     @property
     def http_status(self) -> int:

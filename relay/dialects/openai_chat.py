@@ -305,15 +305,15 @@ class ChatStreamReader:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             self.failure = UpstreamProtocolError("The upstream sent an event that is not JSON.")
             return False
+        counts = bytes(body.usage) not in _ABSENT
+        if counts:
+            self._usage = body.usage
         if bytes(body.error) not in _ABSENT:
             self.failure = _refused(bytes(body.error), None, None)
             return True
         for choice in body.choices or ():
             self._take_choice(choice)
-        if bytes(body.usage) not in _ABSENT:
-            self._usage = body.usage
-            return not (self._hide_usage and not body.choices)
-        return True
+        return not (counts and self._hide_usage and not body.choices)
 
     def _take_choice(self, choice: _Choice) -> None:
         size = choice.delta.size() if choice.delta is not None else 0
