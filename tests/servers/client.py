@@ -167,6 +167,10 @@ class RawClient:
             assert await self.receive(), f"the connection was {self.answer.end} after {bytes(self.answer.body)!r}"
         return self.answer
 
+    async def until_count(self, marker: bytes, count: int) -> Answer:
+        """Read until the body holds the marker that often."""
+        return await self.until(lambda answer: answer.body.count(marker) >= count)
+
     async def whole(self) -> Answer:
         """Read until the answer is complete or the connection ends, then be ready for the next one."""
         while not self.answer.complete and await self.receive():

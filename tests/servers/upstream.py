@@ -56,7 +56,9 @@ class Turn:
     writable: asyncio.Event
 
     async def send(self, data: bytes) -> None:
-        """Write, and wait while the peer takes no more."""
+        """Write, and wait while the peer takes no more. Never comes back once the connection is lost."""
+        if self.transport.is_closing():
+            await stall(self)
         self.transport.write(data)
         self.request.sent += len(data)
         await self.writable.wait()
@@ -83,6 +85,15 @@ def until(event: asyncio.Event) -> Step:
 
     async def step(_turn: Turn) -> None:
         await event.wait()
+
+    return step
+
+
+def tell(event: asyncio.Event) -> Step:
+    """Let the test know that the script has come this far."""
+
+    async def step(_turn: Turn) -> None:
+        event.set()
 
     return step
 
