@@ -148,7 +148,12 @@ async def demo(port: int, model_port: int) -> None:
         await model.answers(f"http://127.0.0.1:{model_port}/health")
 
         print("Starting Relay ...", flush=True)
-        settings = {"RELAY_HOST": "127.0.0.1", "RELAY_PORT": str(port), "RELAY_LOG_FORMAT": "console"}
+        settings = {
+            "RELAY_HOST": "127.0.0.1",
+            "RELAY_PORT": str(port),
+            "RELAY_LOG_FORMAT": "console",
+            "RELAY_SHUTDOWN_S": "2",  # Ctrl-C means now, also in the middle of a stream
+        }
         program = Path(sys.executable).with_name("relay")
         relay = await children.enter_async_context(Child("relay", program, "serve", "--policy", policy, env=settings))
         await relay.answers(f"{base_url}/readyz")
