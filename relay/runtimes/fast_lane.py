@@ -134,6 +134,8 @@ class FastLane(BoundedProtocol):
             self._to_asgi()
             return
         self.framed()
+        if self.offers_upgrade:
+            return
         client = self._lane = FastLaneClient(self, keep_alive=self.parser.should_keep_alive())
         self.cycle: Any = client
         exchange = client.exchange = self.relay.open(client, CHAT_PATH, self.headers)

@@ -7,13 +7,14 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, ClassVar, Self
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from relay.dialects import DIALECTS
 from relay.errors import HeadersTooLarge, InvalidRequest, RelayError
 from relay.exchange import CHAT_DIALECT
-from relay.wire.http1 import response_head
+from relay.wire.http1 import encode_headers, response_head
 
 if TYPE_CHECKING:
     import socket
@@ -71,19 +72,51 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
         self._unframed += len(data)
-        super().data_received(data)
-        if not self._unframed or self.transport.is_closing():
-            return
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse(InvalidRequest("This is not an HTTP/1.1 request."))
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(data[upgrade.args[0] :])
+        if self._unframed and not self.transport.is_closing():
+            self._bound_head()
+
+    def _bound_head(self) -> None:
         limit = self.relay.policy.requests.max_header_bytes
         if self._unframed > limit:
             self._refuse(HeadersTooLarge(f"The request's headers have more than the {limit} bytes that are allowed."))
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
 
+    @property
+    def offers_upgrade(self) -> bool:
+        """The request offers a protocol that is not served, so that its head is going to be read once more."""
+        return self.parser.should_upgrade() and not self._should_upgrade()
+
+    def _upgrade(self, rest: bytes) -> None:
+        """Read a request that offers another protocol as if it did not, which RFC 9110 §7.8 allows.
+
+        Java's HTTP client offers `h2c` with each request. The parser takes what follows such a head for the other
+        protocol; so the head is fed to a new parser, without the offer and in front of what follows.
+        """
+        if self._should_upgrade():
+            self.handle_websocket_upgrade()
+            return
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(InvalidRequest("CONNECT is not served here."))
+            return
+        headers = encode_headers([(name, value) for name, value in self.headers if name != b"upgrade"])
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self.data_received(b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, self.url, headers, rest))
+
     def on_headers_complete(self) -> None:
         """A head is complete."""
         self.framed()
-        super().on_headers_complete()
+        if not self.offers_upgrade:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Some of a body."""
@@ -93,7 +126,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request is complete."""
         self.framed()
-        super().on_message_complete()
+        if not self.offers_upgrade:
+            super().on_message_complete()
 
     def framed(self) -> None:
         """What has come so far belongs to something: begin to count anew."""
@@ -101,10 +135,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-
-    def send_400_response(self, msg: str) -> None:
-        """What came is not HTTP."""
-        self._refuse(InvalidRequest(msg))
 
     def _refuse(self, error: RelayError) -> None:
         """Answer, unless another answer is under way on this connection, and close it."""
@@ -117,9 +147,6 @@ class BoundedProtocol(HttpToolsProtocol):
             ]
             self.transport.write(response_head(error.http_status, headers) + body)
         self.transport.close()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Java's HTTP client offers `h2c` with each request; RFC 9110 §7.8 lets a server ignore it, without a word."""
 
 
 class Server(uvicorn.Server):
