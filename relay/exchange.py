@@ -98,14 +98,19 @@ class Served:
         policy: the set.
         upstreams: live state by model name.
         endpoints: where each provider answers chat requests, by provider name.
+        forwarded: names of the client's headers that each provider may see, by provider name.
     """
 
-    __slots__ = ("endpoints", "policy", "upstreams")
+    __slots__ = ("endpoints", "forwarded", "policy", "upstreams")
 
     def __init__(self, policy: Policy, upstreams: Mapping[str, Upstream]) -> None:
         self.policy = policy
         self.upstreams = upstreams
         self.endpoints = {name: chat_endpoint(provider) for name, provider in policy.providers.items()}
+        self.forwarded = {
+            name: frozenset(header.encode("ascii") for header in provider.forward_headers)
+            for name, provider in policy.providers.items()
+        }
 
 
 def chat_endpoint(provider: Provider) -> Endpoint:
@@ -390,7 +395,7 @@ class Exchange:
         for model in route.candidates:
             if reason := served.upstreams[model.name].unavailable(now):
                 unavailable[model.name] = reason
-        failure: RelayError = _none_left(route, unavailable, served.upstreams, now)
+        failure: RelayError | None = None
         for planned in plan(route, unavailable=unavailable, retries=retries, rng=pipeline.rng).attempts:
             model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]
             now = pipeline.clock.now()
@@ -409,13 +414,13 @@ class Exchange:
             failure = ended_by
             if not may_retry(failure) or (self._attempt and self._attempt.committed):
                 break
-        raise failure
+        raise failure or _none_left(route, unavailable, served.upstreams, now)
 
     async def _try(self, request: ChatRequest, model: Model, upstream: Upstream) -> RelayError | None:
         """One attempt. Returns what went wrong; None if the answer was served."""
         pipeline, provider = self._pipeline, model.provider
         trial = Trial(model, len(self._attempts) + 1, upstream.start(), pipeline.clock.now())
-        ended = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[RelayError | None] = asyncio.get_running_loop().create_future()
         attempt: Attempt
         if request.stream:
             hide_usage = provider.ask_usage and not request.wants_usage
@@ -424,19 +429,19 @@ class Exchange:
         else:
             attempt = AnswerAttempt(self, trial, ended)
         self._attempt = attempt
-        forwarded = tuple(
-            (name, value) for name, value in self._header_list if name.decode("latin-1") in provider.forward_headers
-        )
         body = self.dialect.encode_request(
             request, model=model.upstream, max_tokens_field=model.max_tokens_field, ask_usage=provider.ask_usage
         )
         endpoint = self._served.endpoints[provider.name]
-        attempt.call = pipeline.transport.send(UpstreamRequest(endpoint, forwarded, body), attempt)
+        attempt.call = pipeline.transport.send(UpstreamRequest(endpoint, self._forwarded(provider), body), attempt)
         if self._paused:
             attempt.pause()
-        failure: RelayError | None = ClientGone("The server gave the request up.")
+        failure: RelayError | None = None
         try:
             failure = await ended
+        except asyncio.CancelledError:
+            failure = ClientGone("The server gave the request up.")
+            raise
         finally:
             if failure is not None:
                 attempt.cancel()
@@ -444,6 +449,13 @@ class Exchange:
                 pipeline.clock.call_later(LINGER_S, attempt.cancel)
             self._note(attempt, failure, upstream)
         return failure
+
+    def _forwarded(self, provider: Provider) -> tuple[tuple[bytes, bytes], ...]:
+        """The client's headers that this provider may see."""
+        names = self._served.forwarded[provider.name]
+        if names.isdisjoint(self._headers):
+            return ()
+        return tuple(field for field in self._header_list if field[0] in names)
 
     def _note(self, attempt: Attempt, failure: RelayError | None, upstream: Upstream) -> None:
         """Write down how an attempt went, and let the model's statistics and breaker know."""
