@@ -54,8 +54,7 @@ class Tables:
 
     def check_sections(self) -> None:
         """Find sections that no set has, sections of another type, and a version that this Relay does not know."""
-        hollow = {name: type(value)() if isinstance(value, dict | list) else value for name, value in self._raw.items()}
-        self._read((), hollow, schema.PolicySet)
+        self._read((), {name: _hollow(name, value) for name, value in self._raw.items()}, schema.PolicySet)
         if "version" not in self._raw and self.complete:
             self.error(("version",), "missing; one file of the set has to say version = 1")
 
@@ -78,10 +77,10 @@ class Tables:
         for position, raw in enumerate(self._raw_routes()):
             path: Path = ("routes", position)
             name = _name(raw)
+            read = self._read(path, raw, schema.Route)
             if name is not None and first.setdefault(name, path) != path:
                 self.error((*path, "name"), f"already defined at {self.place((*first[name], 'name'))}")
-            read = self._read(path, raw, schema.Route)
-            if read is not None:
+            elif read is not None:
                 yield path, read
 
     def names(self, section: str) -> list[str]:
@@ -172,3 +171,9 @@ def _name(route: Any) -> str | None:
     """A route's name as far as it has one."""
     name = route.get("name") if isinstance(route, dict) else None
     return name if isinstance(name, str) else None
+
+
+def _hollow(section: str, value: Any) -> Any:
+    """A section without its content, which is read table by table."""
+    kind = list if section == "routes" else dict
+    return kind() if isinstance(value, kind) else value

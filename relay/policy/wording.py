@@ -44,7 +44,7 @@ def found(value: Any, *, secret: bool) -> str:
             quoted = json.dumps(value, ensure_ascii=False)
             return quoted if len(quoted) <= MAX_SHOWN else f'{quoted[:MAX_SHOWN]}…"'
         case int() | float():
-            return "a number" if secret else f"{value:.20g}" if isinstance(value, float) else _integer(value)
+            return "a number" if secret else _number_found(value)
         case dict():
             return "a table"
         case list():
@@ -53,9 +53,9 @@ def found(value: Any, *, secret: bool) -> str:
             return "a date or time"
 
 
-def _integer(value: int) -> str:
+def _number_found(value: float) -> str:
     # Python refuses to write very long integers out.
-    return str(value) if abs(value) < 10**MAX_SHOWN else "a very large integer"
+    return repr(value) if isinstance(value, float) or abs(value) < 10**MAX_SHOWN else "a very large integer"
 
 
 def allowed(node: Node) -> str:
