@@ -195,7 +195,7 @@ async def _serve(settings: Settings, listener: socket.socket, run_folder: RunFol
         clock=clock,
         rng=random.Random(),  # noqa: S311 - draws waits and request ids, no secrets
     )
-    _register_gauges(metrics, pipeline)
+    register_gauges(metrics, pipeline)
     reload = PolicyReload(
         settings.policy,
         pipeline,
@@ -282,7 +282,10 @@ async def _leave_snapshots(metrics: Metrics, run_folder: RunFolder, slot: int, s
     """Leave this worker's numbers for the others, and stop if the parent is no more."""
     parent = os.getppid()
     while True:
-        run_folder.write_snapshot(slot, metrics.snapshot())
+        try:
+            run_folder.write_snapshot(slot, metrics.snapshot())
+        except OSError as error:  # a full disk, say: the next one may succeed
+            _log.warning("metrics cannot be shared: %s", error, extra={"event": "snapshot_failed"})
         await asyncio.sleep(SNAPSHOT_S)
         if os.getppid() != parent:
             _log.error("the parent process is gone: stopping", extra={"event": "orphaned"})
@@ -290,7 +293,8 @@ async def _leave_snapshots(metrics: Metrics, run_folder: RunFolder, slot: int, s
             return
 
 
-def _register_gauges(metrics: Metrics, pipeline: Pipeline) -> None:
+def register_gauges(metrics: Metrics, pipeline: Pipeline) -> None:
+    """What is read from the process and its pipeline when somebody asks."""
     process_metrics.register(metrics)
     metrics.gauge(
         "relay_active_requests", "Requests that are being answered.", (), lambda: [((), len(pipeline.active))]

@@ -88,8 +88,9 @@ class PolicyReload:
         try:
             async for _ in watchfiles.awatch(self._folder, watch_filter=None, recursive=False):
                 self.ask()
-        except OSError as error:
-            _log.warning("policy folder is not watched any more: %s; SIGHUP still reloads", error)
+        except (OSError, RuntimeError) as error:  # the latter from its inotify, kqueue, …
+            told = "the policy folder is not watched any more (%s); SIGHUP still reloads"
+            _log.warning(told, error, extra={"event": "policy_unwatched"})
 
     async def run(self) -> None:
         """Reload, one at a time, until cancelled."""
@@ -101,6 +102,8 @@ class PolicyReload:
                 files, policy = await asyncio.to_thread(self._load)
             except ConfigurationError as error:
                 self._refuse(error)
+            except Exception as defect:  # noqa: BLE001 - it spoils one reload, not those to come
+                _log.error("reload failed", exc_info=defect, extra={"event": "policy_refused"})
             else:
                 self._serve(files, policy)
 
