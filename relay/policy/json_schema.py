@@ -59,6 +59,11 @@ def node_at(schema: Node, path: tuple[str | int, ...]) -> Node | None:
     return node
 
 
+def keys_of(node: Node) -> list[str]:
+    """The keys that a table described by this part may have; none if the operator chooses them."""
+    return [key for choice in node.get("oneOf", (node,)) for key in choice.get("properties", ())]
+
+
 def _step(node: Node, step: str | int) -> Node | None:
     for choice in node.get("oneOf", (node,)):
         if isinstance(step, int):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from relay.errors import Finding
 from relay.policy import schema
-from relay.policy.json_schema import Node, json_schema, node_at
+from relay.policy.json_schema import Node, json_schema, keys_of, node_at
 from relay.policy.wording import allowed, dotted, found, listed, nearest
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Tables:
             case "missing":
                 self.error(at, f"missing; allowed is {allowed(node)}")
             case "extra_forbidden":
-                known = (node_at(_schema(), at[:-1]) or {})["properties"]
+                known = keys_of(node_at(_schema(), at[:-1]) or {})
                 self.error(at, f"unknown key{nearest(str(at[-1]), known)}; allowed are {listed(known)}")
             case "value_error":
                 self.error(at, f"found {what}; {detail['ctx']['error']}")
