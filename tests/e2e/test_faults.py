@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from tests.servers import chat
 from tests.servers.chat import DONE, HELLO, LAST_CHUNK, ROLE, STOP, USAGE, WORLD, framed
 from tests.servers.client import RawClient, ask, post
 from tests.servers.policies import policy
-from tests.servers.relay import serve
+from tests.servers.relay import FRONTS, serve
 from tests.servers.upstream import (
     Turn,
     Upstream,
@@ -205,13 +206,19 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene(
-    *script: Step, spare: bool = False, url: str | None = None, healthy: Sequence[Step] = HEALTHY_STREAM, **tables: Any
+async def set_scene(
+    *script: Step,
+    front: str,
+    spare: bool = False,
+    url: str | None = None,
+    healthy: Sequence[Step] = HEALTHY_STREAM,
+    **tables: Any,
 ) -> AsyncIterator[Scene]:
     """The failing candidate follows the script; a spare one is well.
 
     Args:
         script: the same for each request.
+        front: of the relay.
         spare: whether there is a second candidate.
         url: of the failing candidate, if it is to be found elsewhere.
         healthy: what the second candidate does.
@@ -220,8 +227,33 @@ async def scene(
     clock = FakeClock()
     async with Upstream(always(*script)) as failing, Upstream(always(*healthy)) as second:
         urls = [url or failing.base_url, second.base_url][: 2 if spare else 1]
-        async with serve(policy(*urls, **tables), clock=clock) as relay:
+        async with serve(policy(*urls, **tables), front=front, clock=clock) as relay:
             yield Scene(relay, clock, failing, second)
+
+
+@contextlib.asynccontextmanager
+async def set_scene_for_one(
+    *scripts: Sequence[Step], front: str, attempts: int = 2, **tables: Any
+) -> AsyncIterator[Scene]:
+    """One candidate that follows one script after the other."""
+    clock = FakeClock()
+    async with (
+        Upstream(in_turn(*scripts)) as upstream,
+        serve(policy(upstream.base_url, attempts=attempts, **tables), front=front, clock=clock) as relay,
+    ):
+        yield Scene(relay, clock, upstream, upstream)
+
+
+@pytest.fixture(params=FRONTS)
+def scene(request):
+    """`set_scene` behind each front."""
+    return partial(set_scene, front=request.param)
+
+
+@pytest.fixture(params=FRONTS)
+def one_candidate(request):
+    """`set_scene_for_one` behind each front."""
+    return partial(set_scene_for_one, front=request.param)
 
 
 def events(body: bytes) -> list[Any]:
@@ -252,7 +284,7 @@ async def expect_made_up_for(running: Running, answer: Answer, body: bytes, code
 
 
 @cases(BEFORE_OUTPUT)
-async def test_stream_that_fails_before_its_output_becomes_an_error(fault):
+async def test_stream_that_fails_before_its_output_becomes_an_error(fault, scene):
     """With no other candidate the client gets a plain error answer, and nothing of the stream."""
     async with scene(*fault.script) as on:
         answer = await on.ask(stream=True, wait_s=fault.wait_s)
@@ -262,7 +294,7 @@ async def test_stream_that_fails_before_its_output_becomes_an_error(fault):
 
 
 @cases(BEFORE_OUTPUT)
-async def test_stream_that_fails_before_its_output_is_made_up_for(fault):
+async def test_stream_that_fails_before_its_output_is_made_up_for(fault, scene):
     """With a healthy candidate the client sees that one's stream alone."""
     async with scene(*fault.script, spare=True) as on:
         answer = await on.ask(stream=True, wait_s=fault.wait_s)
@@ -270,7 +302,7 @@ async def test_stream_that_fails_before_its_output_is_made_up_for(fault):
 
 
 @cases(BEFORE_END)
-async def test_answer_that_fails_becomes_an_error(fault):
+async def test_answer_that_fails_becomes_an_error(fault, scene):
     """With no other candidate the client gets an error answer, and nothing of a torn one."""
     async with scene(*fault.script) as on:
         answer = await on.ask(stream=False, wait_s=fault.wait_s)
@@ -278,7 +310,7 @@ async def test_answer_that_fails_becomes_an_error(fault):
 
 
 @cases(BEFORE_END)
-async def test_answer_that_fails_is_made_up_for(fault):
+async def test_answer_that_fails_is_made_up_for(fault, scene):
     """With a healthy candidate the client sees that one's answer alone."""
     async with scene(*fault.script, spare=True, healthy=HEALTHY_ANSWER) as on:
         answer = await on.ask(stream=False, wait_s=fault.wait_s)
@@ -289,28 +321,28 @@ REFUSED = Fault((), "upstream_unreachable")
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_refused_connection_becomes_an_error(stream):
+async def test_refused_connection_becomes_an_error(stream, scene):
     """Nobody listens, and there is no other candidate."""
     async with scene(url=f"http://127.0.0.1:{unused_port()}/v1") as on:
         await expect_error(on.relay, await on.ask(stream=stream), REFUSED)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_refused_connection_is_made_up_for(stream):
+async def test_refused_connection_is_made_up_for(stream, scene):
     """Nobody listens at the first candidate's place."""
     healthy, body = (HEALTHY_STREAM, SERVED_STREAM) if stream else (HEALTHY_ANSWER, chat.completion())
     async with scene(url=f"http://127.0.0.1:{unused_port()}/v1", spare=True, healthy=healthy) as on:
         await expect_made_up_for(on.relay, await on.ask(stream=stream), body, REFUSED.code)
 
 
-async def test_answer_that_never_begins_meets_the_deadline():
+async def test_answer_that_never_begins_meets_the_deadline(scene):
     """A whole answer may take its time before the head, but not more than the request has; then none is tried."""
     async with scene(stall, spare=True) as on:
         answer = await on.ask(stream=False, wait_s=TOTAL_S + 1)
         await expect_error(on.relay, answer, Fault((), "deadline_exceeded", "deadline", 504))
 
 
-async def test_every_candidate_failed():
+async def test_every_candidate_failed(scene):
     """The client is told of the last failure, and the record holds each."""
     async with scene(close, spare=True, healthy=[send(chat.whole(b"[]", 500))]) as on:
         answer = await on.ask(stream=True)
@@ -324,7 +356,7 @@ async def test_every_candidate_failed():
 
 
 @cases(AFTER_OUTPUT)
-async def test_committed_stream_that_fails_ends_in_band(fault):
+async def test_committed_stream_that_fails_ends_in_band(fault, scene):
     """What came is kept, an error event follows, no `[DONE]`, a proper end, and no other candidate is asked."""
     async with scene(*fault.script, spare=True) as on, await RawClient.connect(on.relay.port) as client:
         await on.commit(client)
@@ -345,7 +377,7 @@ async def test_committed_stream_that_fails_ends_in_band(fault):
             await happens((await on.failing.received.at(0)).gone)
 
 
-async def test_error_event_behind_output_is_passed_on():
+async def test_error_event_behind_output_is_passed_on(scene):
     """The provider's own error event is the last thing a client gets, as it came."""
     error = b'event: error\ndata: {"error": {"message": "overloaded", "code": 529}}\n\n'
     async with scene(COMMITTED, send(framed(error), framed(WORLD), framed(DONE), LAST_CHUNK), spare=True) as on:
@@ -357,7 +389,7 @@ async def test_error_event_behind_output_is_passed_on():
     assert not len(on.healthy.received)
 
 
-async def test_pings_do_not_outlast_the_deadline():
+async def test_pings_do_not_outlast_the_deadline(scene):
     """A stream that is alive, but never ends, is ended in band when the request's time is up."""
     pings = [asyncio.Event() for _ in range(TOTAL_S // 10)]
     script = [step for ping in pings for step in (until(ping), send(framed(b": ping\n\n")))]
@@ -394,7 +426,7 @@ NO_FAULTS = {
 
 
 @pytest.mark.parametrize("script", NO_FAULTS.values(), ids=NO_FAULTS.keys())
-async def test_whole_stream_is_served_however_it_ends(script):
+async def test_whole_stream_is_served_however_it_ends(script, scene):
     """Behind a terminal event nothing is missing: `[DONE]` comes once, at once, and the outcome is `completed`."""
     async with scene(*script, spare=True) as on:
         answer = await on.ask(stream=True)
@@ -404,7 +436,7 @@ async def test_whole_stream_is_served_however_it_ends(script):
     assert (record.outcome, record.finish_reason, len(record.attempts)) == (Outcome.COMPLETED, "stop", 1)
 
 
-async def test_upstream_that_falls_silent_behind_the_finish_is_not_a_stall():
+async def test_upstream_that_falls_silent_behind_the_finish_is_not_a_stall(scene):
     """The answer is whole: only the usage is missing, and the client is not told of an error."""
     async with scene(WITHOUT_DONE, stall) as on, await RawClient.connect(on.relay.port) as client:
         await client.send(post(chat.request_body(stream=True)))
@@ -429,7 +461,7 @@ def refusal(status: int, retry_after: str | None) -> Step:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("retry_after", [None, "7"])
 @pytest.mark.parametrize("status", [429, 500, 503, 529])
-async def test_busy_or_broken_upstream_is_made_up_for(status, retry_after, stream):
+async def test_busy_or_broken_upstream_is_made_up_for(status, retry_after, stream, scene):
     """Another candidate is asked at once, whatever time the first one asked for."""
     healthy, body = (HEALTHY_STREAM, SERVED_STREAM) if stream else (HEALTHY_ANSWER, chat.completion())
     async with scene(refusal(status, retry_after), spare=True, healthy=healthy) as on:
@@ -439,7 +471,7 @@ async def test_busy_or_broken_upstream_is_made_up_for(status, retry_after, strea
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("retry_after", [None, "7"])
 @pytest.mark.parametrize("status", [429, 500, 503, 529])
-async def test_busy_or_broken_upstream_is_told_of(status, retry_after, stream):
+async def test_busy_or_broken_upstream_is_told_of(status, retry_after, stream, scene):
     """With no other candidate the client gets the upstream's status, words and Retry-After."""
     async with scene(refusal(status, retry_after)) as on:
         answer = await on.ask(stream=stream)
@@ -453,7 +485,7 @@ async def test_busy_or_broken_upstream_is_told_of(status, retry_after, stream):
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("status", [400, 413, 422])
-async def test_clients_own_fault_is_not_tried_elsewhere(status, stream):
+async def test_clients_own_fault_is_not_tried_elsewhere(status, stream, scene):
     """What one upstream finds wrong with the request, another would too: it is passed on at once."""
     async with scene(refusal(status, None), spare=True) as on:
         answer = await on.ask(stream=stream)
@@ -465,7 +497,7 @@ async def test_clients_own_fault_is_not_tried_elsewhere(status, stream):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_relays_own_credentials_are_no_matter_of_the_client(status):
+async def test_relays_own_credentials_are_no_matter_of_the_client(status, scene):
     """A refusal of the relay's key or model name at a provider is a 502, and its text stays here."""
     async with scene(send(chat.whole(chat.error("Incorrect API key: sk-ups***ret"), status))) as on:
         answer = await on.ask(stream=True)
@@ -476,13 +508,13 @@ async def test_relays_own_credentials_are_no_matter_of_the_client(status):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_relays_own_credentials_may_hold_elsewhere(status):
+async def test_relays_own_credentials_may_hold_elsewhere(status, scene):
     """Such a refusal is made up for by the next candidate."""
     async with scene(send(chat.whole(b"{}", status)), spare=True) as on:
         await expect_made_up_for(on.relay, await on.ask(stream=True), SERVED_STREAM, "upstream_error")
 
 
-async def test_redirect_is_not_followed():
+async def test_redirect_is_not_followed(scene):
     """A redirect could lead anywhere: its place is never asked. The next candidate would be."""
     async with scene() as elsewhere:
         to = ("location", f"{elsewhere.failing.base_url}/chat/completions")
@@ -495,7 +527,7 @@ async def test_redirect_is_not_followed():
 @pytest.mark.parametrize(
     "end", [close, reset, stall, flood(b"x", 100 * MB, framed)], ids=["closed", "reset", "silent", "endless"]
 )
-async def test_error_answer_counts_though_its_body_is_torn(end):
+async def test_error_answer_counts_though_its_body_is_torn(end, scene):
     """The status is known: a client's fault is passed on as such, and an endless body is not read to its end."""
     async with scene(send(chat.stream_head().replace(b"200", b"400"), framed(b"{")), end, spare=True) as on:
         answer = await on.ask(stream=True, wait_s=FIRST_TOKEN_S + 1 if end is stall else 0)
@@ -507,18 +539,7 @@ async def test_error_answer_counts_though_its_body_is_torn(end):
 # --- trying the same upstream again --------------------------------------------------------------------------
 
 
-@contextlib.asynccontextmanager
-async def one_candidate(*scripts: Sequence[Step], attempts: int = 2, **tables: Any) -> AsyncIterator[Scene]:
-    """One candidate that follows one script after the other."""
-    clock = FakeClock()
-    async with (
-        Upstream(in_turn(*scripts)) as upstream,
-        serve(policy(upstream.base_url, attempts=attempts, **tables), clock=clock) as relay,
-    ):
-        yield Scene(relay, clock, upstream, upstream)
-
-
-async def test_second_attempt_waits():
+async def test_second_attempt_waits(one_candidate):
     """The same upstream is tried again after a drawn wait, not at once."""
     async with one_candidate([refusal(500, None)], HEALTHY_STREAM) as on:
         asking = asyncio.create_task(ask(on.relay.port, post(chat.request_body(stream=True))))
@@ -531,7 +552,7 @@ async def test_second_attempt_waits():
     assert answer.header(b"x-relay-attempts") == b"2"
 
 
-async def test_second_attempt_waits_as_long_as_the_upstream_asks():
+async def test_second_attempt_waits_as_long_as_the_upstream_asks(one_candidate):
     """Retry-After is kept, to the second."""
     async with one_candidate([refusal(429, "3")], HEALTHY_STREAM) as on:
         asking = asyncio.create_task(ask(on.relay.port, post(chat.request_body(stream=True))))
@@ -544,7 +565,7 @@ async def test_second_attempt_waits_as_long_as_the_upstream_asks():
     assert bytes(answer.body) == SERVED_STREAM
 
 
-async def test_upstream_that_asks_for_too_long_is_left_alone():
+async def test_upstream_that_asks_for_too_long_is_left_alone(one_candidate):
     """Nobody waits an hour: the client gets the 429 with its Retry-After, and so does the next one, unasked."""
     async with one_candidate([refusal(429, "60")]) as on:
         answers = [await on.ask(stream=True), await on.ask(stream=True)]
@@ -552,7 +573,7 @@ async def test_upstream_that_asks_for_too_long_is_left_alone():
     assert [answer.header(b"retry-after") for answer in answers] == [b"60", b"60"]
 
 
-async def test_breaker_keeps_requests_away_until_a_probe_passes():
+async def test_breaker_keeps_requests_away_until_a_probe_passes(one_candidate):
     """After failures in a row the upstream is not asked; when its time is up one request may try."""
     failures = [[refusal(500, None)]] * 3
     breaker = {"breaker": {"failures": 3, "open_s": 10}}
@@ -565,7 +586,7 @@ async def test_breaker_keeps_requests_away_until_a_probe_passes():
         assert [record.error for record in on.relay.records.items][3] == "no_upstream_available"
 
 
-async def test_dead_pooled_connection_is_not_a_failure():
+async def test_dead_pooled_connection_is_not_a_failure(one_candidate):
     """An upstream that closed a kept connection is asked on a new one; the client and the record see one attempt."""
     async with one_candidate([*HEALTHY_STREAM], [reset], HEALTHY_STREAM, attempts=1) as on:
         answers = [await on.ask(stream=True), await on.ask(stream=True)]
@@ -574,7 +595,7 @@ async def test_dead_pooled_connection_is_not_a_failure():
     assert (record.outcome, len(record.attempts)) == (Outcome.COMPLETED, 1)
 
 
-async def test_connection_with_surplus_bytes_is_not_used_again():
+async def test_connection_with_surplus_bytes_is_not_used_again(one_candidate):
     """Bytes behind the end of an answer never become part of the next one."""
     surplus = [send(chat.whole(chat.completion()) + chat.whole(b'{"choices": []}'))]
     async with one_candidate(surplus, HEALTHY_ANSWER, attempts=1) as on:
@@ -584,7 +605,7 @@ async def test_connection_with_surplus_bytes_is_not_used_again():
     assert on.failing.connections == 2
 
 
-async def test_connection_is_used_again():
+async def test_connection_is_used_again(one_candidate):
     """Stream after stream goes over one upstream connection, also when its last chunk comes behind `[DONE]`."""
     late = asyncio.Event()
     async with one_candidate([WITHOUT_LAST_CHUNK, until(late), send(LAST_CHUNK)], HEALTHY_STREAM) as on:
@@ -603,7 +624,7 @@ LEAVES = pytest.mark.parametrize("leave", [RawClient.close, RawClient.reset], id
 
 @LEAVES
 @pytest.mark.parametrize("stream", [True, False])
-async def test_client_gone_before_the_head(stream, leave):
+async def test_client_gone_before_the_head(stream, leave, scene):
     """The upstream's connection is closed, nothing else is tried, and the record says that the client left."""
     async with scene(stall, spare=True) as on:
         client = await RawClient.connect(on.relay.port)
@@ -617,7 +638,7 @@ async def test_client_gone_before_the_head(stream, leave):
 
 
 @LEAVES
-async def test_client_gone_before_the_first_token(leave):
+async def test_client_gone_before_the_first_token(leave, scene):
     """As before the head, though the upstream has begun."""
     begun = asyncio.Event()
     async with scene(BEGUN, send(framed(b": ping\n\n")), tell(begun), stall, spare=True) as on:
@@ -633,7 +654,7 @@ async def test_client_gone_before_the_first_token(leave):
 
 
 @LEAVES
-async def test_client_gone_in_the_stream(leave):
+async def test_client_gone_in_the_stream(leave, scene):
     """The upstream's connection is closed; what was streamed is counted and marked as an estimate."""
     async with scene(COMMITTED, stall) as on:
         client = await RawClient.connect(on.relay.port)
@@ -646,7 +667,7 @@ async def test_client_gone_in_the_stream(leave):
     assert record.usage.estimated
 
 
-async def test_client_gone_between_attempts():
+async def test_client_gone_between_attempts(one_candidate):
     """Nothing is tried for a client that left during the wait."""
     async with one_candidate([refusal(429, "3")]) as on:
         client = await RawClient.connect(on.relay.port)
@@ -662,7 +683,7 @@ async def test_client_gone_between_attempts():
 DRAIN = {"on_disconnect": "drain", "drain_max_bytes": 64 * 1024, "drain_max_s": 5}
 
 
-async def test_drain_learns_the_true_usage():
+async def test_drain_learns_the_true_usage(scene):
     """With `drain` the upstream is read to its end for the client that left, and its usage is the record's."""
     gone = asyncio.Event()
     rest = send(*map(framed, (WORLD, STOP, USAGE, DONE)), LAST_CHUNK)
@@ -679,7 +700,7 @@ async def test_drain_learns_the_true_usage():
     assert not record.usage.estimated
 
 
-async def test_drain_ends_at_its_cap_of_bytes():
+async def test_drain_ends_at_its_cap_of_bytes(scene):
     """An upstream that goes on and on is cut."""
     gone = asyncio.Event()
     async with scene(COMMITTED, until(gone), flood(b": ", 100 * MB, framed), streams=DRAIN) as on:
@@ -695,7 +716,7 @@ async def test_drain_ends_at_its_cap_of_bytes():
     assert request.sent < 50 * MB
 
 
-async def test_drain_ends_at_its_cap_of_time():
+async def test_drain_ends_at_its_cap_of_time(scene):
     """An upstream that falls silent is not waited for."""
     async with scene(COMMITTED, stall, streams=DRAIN) as on:
         client = await RawClient.connect(on.relay.port)
@@ -715,7 +736,7 @@ SLACK_MB = 24
 """What the kernel's buffers on both connections and this test's own reading may take."""
 
 
-async def test_slow_client_slows_the_upstream_and_not_the_memory():
+async def test_slow_client_slows_the_upstream_and_not_the_memory(scene):
     """An 80 MB stream for a client that stops reading waits in the upstream; then every byte arrives."""
     event = chat.chunk({"content": "x" * 60_000})
     events_sent = STREAM_MB * MB // len(event)
@@ -743,7 +764,7 @@ async def test_slow_client_slows_the_upstream_and_not_the_memory():
     assert record.outcome == Outcome.COMPLETED
 
 
-async def test_client_that_stopped_reading_and_left_frees_the_upstream():
+async def test_client_that_stopped_reading_and_left_frees_the_upstream(scene):
     """A client that left is seen though nothing can be written to it."""
     event = framed(chat.chunk({"content": "x" * 60_000}))
     async with scene(COMMITTED, *[send(event)] * 1000) as on:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import random
@@ -17,7 +18,7 @@ from tests.servers import chat
 from tests.servers.client import ask, post
 from tests.servers.policies import policy
 from tests.servers.recordings import Recording, chat_streams
-from tests.servers.relay import Running, serve
+from tests.servers.relay import FRONTS, Running, serve
 from tests.servers.upstream import Received, Step, Upstream, close, send
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ MAX_CUTS = 100
 NO_BREAKER = {"breaker": {"failures": 1000}}
 """One recording that fails must not fail those behind it."""
 
-SINGLE_BYTES = 120
+SINGLE_BYTES = 300
 """A longer stream comes byte by byte at its start, in a drawn middle and at its end, this many bytes each."""
 
 
@@ -132,6 +133,7 @@ class Replay:
     pieces: list[bytes]
     framing: Callable[[list[bytes]], list[Step]]
     asks_usage: bool
+    front: str
 
     def request(self) -> bytes:
         """What the client sends; `user` tells the upstream which replay is asked for."""
@@ -142,25 +144,28 @@ class Replay:
 
 
 def replays(recording: Recording) -> list[Replay]:
-    """Every kind of cut with every kind of line end; every second client asks for usage itself."""
+    """Every kind of cut with every kind of line end; clients, framings and fronts take turns."""
     asks_usage = itertools.cycle((True, False))
     framings = itertools.cycle(FRAMINGS)
+    fronts = itertools.cycle(("fast", "fast", "asgi", "asgi"))
     made = []
-    for line_ends, cuts in itertools.product(LINE_ENDS, CUTS):
-        name = f"{line_ends.__name__}-{cuts.__name__}"
-        rng = random.Random(f"{recording.name} {name}")
+    for line_ends in LINE_ENDS:
+        rng = random.Random(f"{recording.name} {line_ends.__name__}")
         changed = Recording(recording.name, line_ends(recording.body, rng))
-        made.append(Replay(name, changed, cuts(changed.body, rng), next(framings), next(asks_usage)))
+        for cuts in CUTS:
+            name = f"{line_ends.__name__}-{cuts.__name__}"
+            pieces = cuts(changed.body, rng)
+            made.append(Replay(name, changed, pieces, next(framings), next(asks_usage), next(fronts)))
     return made
 
 
 class Stage:
-    """One upstream and one relay, on which all recordings are played."""
+    """One upstream, and a relay with each front, on which all recordings are played."""
 
     def __init__(self) -> None:
         self.playing: dict[str, Replay] = {}
         self.upstream = Upstream(self._answer)
-        self.relay: Running
+        self.relays: dict[str, Running] = {}
 
     def _answer(self, request: Received) -> Iterable[Step]:
         body = json.loads(request.body)
@@ -170,14 +175,17 @@ class Stage:
 
     async def play(self, replay: Replay) -> Answer:
         """Replay once, through the relay."""
-        return await ask(self.relay.port, replay.request())
+        return await ask(self.relays[replay.front].port, replay.request())
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stage() -> AsyncIterator[Stage]:
     """The stage."""
     stage = Stage()
-    async with stage.upstream, serve(policy(stage.upstream.base_url, provider=NO_BREAKER)) as stage.relay:
+    async with stage.upstream, contextlib.AsyncExitStack() as relays:
+        text = policy(stage.upstream.base_url, provider=NO_BREAKER)
+        for front in FRONTS:
+            stage.relays[front] = await relays.enter_async_context(serve(text, front=front))
         yield stage
 
 
@@ -188,7 +196,7 @@ async def test_recorded_stream_reaches_the_client_as_it_was_sent(recording: Reco
     stage.playing = {replay.name: replay for replay in made}
     answers = await asyncio.gather(*map(stage.play, made))
     for replay, answer in zip(made, answers, strict=True):
-        record = await stage.relay.record(answer.header(b"x-request-id") or b"")
+        record = await stage.relays[replay.front].record(answer.header(b"x-request-id") or b"")
         assert (record.outcome, len(record.attempts)) == (recording.outcome(), 1), replay.name
         assert (answer.status, answer.complete) == (expected_status(replay), True), replay.name
         if answer.status == 200:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +28,36 @@ class Recording:
     name: str
     body: bytes
 
-    def events(self) -> list[bytes]:
-        """Its events, each with its blank line."""
+    @cached_property
+    def events(self) -> list[tuple[bytes, dict[str, Any]]]:
+        """Its events, each with its blank line, and what their data says; nothing for comments and `[DONE]`."""
         ends = [match.end() for match in _BLANK_LINE.finditer(self.body)]
         assert ends[-1] == len(self.body)
-        return [self.body[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return [(event, _value(event)) for event in map(self.body.__getitem__, map(slice, [0, *ends], ends))]
+
+    @property
+    def values(self) -> list[dict[str, Any]]:
+        """What its events say."""
+        return [value for _, value in self.events]
 
     def choices(self) -> int:
         """How many answers were asked for."""
-        return max((c["index"] + 1 for v in self._values() for c in v.get("choices") or ()), default=1)
+        return max((choice["index"] + 1 for value in self.values for choice in value.get("choices") or ()), default=1)
 
     def outcome(self) -> str:
         """How a request that gets this stream ends."""
-        if any(value.get("error") for value in self._values()):
+        if any(value.get("error") for value in self.values):
             return "upstream_error"
         return "length" if self.finish_reason() == "length" else "completed"
 
     def finish_reason(self) -> str | None:
         """The first one given."""
-        reasons = [c.get("finish_reason") for v in self._values() for c in v.get("choices") or ()]
+        reasons = (choice.get("finish_reason") for value in self.values for choice in value.get("choices") or ())
         return next((reason for reason in reasons if reason), None)
 
     def usage(self) -> Usage | None:
         """The last one sent."""
-        sent = [value["usage"] for value in self._values() if value.get("usage")]
+        sent = [value["usage"] for value in self.values if value.get("usage")]
         if not sent:
             return None
         counts = sent[-1]
@@ -65,20 +72,14 @@ class Recording:
     def for_client(self, *, hide_usage: bool) -> bytes:
         """What a client must get: everything up to an error, the usage event only if it asked, and one `[DONE]`."""
         sent = []
-        for event in self.events():
-            value = _value(event)
+        for event, value in self.events:
             if not (hide_usage and value.get("usage") and not value.get("choices")):
                 sent.append(event)
             if value.get("error"):
                 return b"".join(sent)
-        done = b"" if self._is_done() else b"data: [DONE]\n\n"
-        return b"".join(sent) + done
-
-    def _is_done(self) -> bool:
-        return any(_data(event) == b"[DONE]" for event in self.events())
-
-    def _values(self) -> list[dict[str, Any]]:
-        return [_value(event) for event in self.events()]
+        if _data(self.events[-1][0]) != b"[DONE]":
+            sent.append(b"data: [DONE]\n\n")
+        return b"".join(sent)
 
 
 def _data(event: bytes) -> bytes:

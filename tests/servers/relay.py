@@ -17,6 +17,7 @@ from relay.clock import LoopClock
 from relay.messages import RequestRecord
 from relay.pipeline import Pipeline
 from relay.policy.load import load
+from relay.runtimes.fast_lane import FastLane
 from relay.stores.memory import MemoryStore
 from relay.telemetry.metrics import Metrics
 from relay.transports.sockets import SocketsTransport
@@ -24,17 +25,27 @@ from tests.servers.policies import ENVIRON
 from tests.servers.waiting import PATIENCE_S, Arrivals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
+
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     from relay.clock import Clock
-    from relay.transports.base import Transport
+
+
+FRONTS = ("asgi", "fast")
+"""How requests come in: through the ASGI application, or below it as in the container."""
 
 
 class Recorder(Arrivals[RequestRecord]):
-    """Keeps the records of requests that are over."""
+    """Keeps the records of requests that are over, also by their id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_id: dict[bytes, RequestRecord] = {}
 
     def record(self, record: RequestRecord) -> None:
         """Take note."""
+        self.by_id[record.id.encode()] = record
         self.add(record)
 
 
@@ -59,10 +70,9 @@ class Running:
 
     async def record(self, request_id: bytes) -> RequestRecord:
         """The record of the request whose answer bore that `x-request-id`."""
-        index = 0
-        while (record := await self.records.at(index)).id.encode() != request_id:
-            index += 1
-        return record
+        while request_id not in self.records.by_id:
+            await self.records.at(len(self.records))
+        return self.records.by_id[request_id]
 
     async def only_record(self) -> RequestRecord:
         """The record of the only request there was; a second one fails the test."""
@@ -73,26 +83,29 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def serve(
-    policy: str, *, clock: Clock | None = None, transport: Transport | None = None
+    policy: str, *, front: str = "fast", clock: Clock | None = None, environ: Mapping[str, str] = ENVIRON
 ) -> AsyncIterator[Running]:
     """Run a relay while the block runs; an error that only a log or the event loop would tell of fails the test.
 
     Args:
         policy: text of its policy file.
+        front: one of FRONTS.
         clock: real time if None.
-        transport: the container's own if None.
+        environ: what the policy's references name.
     """
-    records = Recorder()
+    clock = clock or LoopClock()
+    records, metrics = Recorder(), Metrics()
     pipeline = Pipeline(
-        load({"test.toml": policy}, ENVIRON),
-        transport=transport or SocketsTransport(),
+        load({"test.toml": policy}, environ),
+        transport=SocketsTransport(clock=clock),
         store=MemoryStore(),
-        observers=[records],
-        clock=clock or LoopClock(),
+        observers=[records, metrics],
+        clock=clock,
         rng=random.Random(0),
     )
-    app = create_app(pipeline, metrics=Metrics(), admin_key=None)
-    config = uvicorn.Config(app, http="httptools", lifespan="on", log_config=None, access_log=False)
+    app = create_app(pipeline, metrics=metrics, admin_key=None)
+    protocol: type[HttpToolsProtocol] | str = FastLane.for_pipeline(pipeline) if front == "fast" else "httptools"
+    config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)
