@@ -272,7 +272,7 @@ class Provider(Table):
     proxy: UrlOrReference | None = Field(
         default=None,
         description="HTTP proxy on the way to it: a URL, or a reference if the URL holds a password.",
-        examples=["http://proxy.internal:3128", {"env": "RELAY_PROXY_URL"}],
+        examples=["http://proxy.internal:3128", {"env": "CORPORATE_PROXY_URL"}],
         json_schema_extra=SECRET,
     )
     http2: bool = Field(default=False, description="Speak HTTP/2 to it; needs an https base_url.", examples=[True])

@@ -24,9 +24,9 @@ ENVIRON = dict.fromkeys(VARIABLES, SECRET)
 
 TOKEN = re.compile(r'"[^"\n]*"|[A-Za-z_][\w.-]*|[\d_.]+|[\[\]{}=,]|\n')
 VALUES = [
-    *('""', '"x"', "0", "1", "-1", "1.5", "true", "nan", "inf", "[]", "{}", "[[1]]", "{ a = 1 }", "2026-01-01", "1e400"),
-    *('"*"', '"[z-a]"', '"ftp://x"', '"http://["', '"http://u:p@h"', '"é"', '"""\n\n"""', "99999999999999999999999"),
-    *('{ env = "A" }', '{ env = "GROQ_API_KEY" }', '"auto"', '"local"', "version", "name", "env", "models", "[routes]"),
+    *('""', '"x"', "0", "-1", "1.5", "true", "nan", "inf", "[]", "{}", "[[1]]", "{ a = 1 }", "2026-01-01", "1e400"),
+    *('"*"', '"[z-a]"', '"ftp://x"', '"http://["', '"http://u:p@h"', '"é"', '"""\n\n"""', "9999999999999999999"),
+    *('{ env = "A" }', '{ env = "GROQ_API_KEY" }', '"auto"', '"local"', "name", "env", "models", "[routes]"),
 ]  # fmt: skip
 
 

@@ -30,9 +30,12 @@ keys.team = { sha256 = "00000000000000000000000000000000000000000000000000000000
 
 
 def keys(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Every key of the schema with its path; NAME for a key that the operator chooses, [] for an item."""
+    """Every key of the schema with its path; NAME for a key that the operator chooses, [] for an item.
+
+    The key `is_required` is added to what the schema says of it.
+    """
     for name, inner in node.get("properties", {}).items():
-        yield (*path, name), inner
+        yield (*path, name), {**inner, "is_required": name in node.get("required", ())}
         yield from keys(inner, (*path, name))
     for inner in node.get("patternProperties", {}).values():
         yield from keys(inner, (*path, "NAME"))
@@ -72,9 +75,8 @@ def with_value(path: tuple[str, ...], value: Any) -> str:
 
 def test_file_is_current() -> None:
     """docs/policy.schema.json is what the code says; `relay check --schema` prints it."""
-    assert json.loads(SCHEMA_FILE.read_text()) == json_schema(), (
-        "run: .venv/bin/relay check --schema > docs/policy.schema.json"
-    )
+    current = json.dumps(json_schema(), indent=2) + "\n"
+    assert SCHEMA_FILE.read_text() == current, "run: .venv/bin/relay check --schema > docs/policy.schema.json"
 
 
 def test_keys_are_described() -> None:
@@ -108,7 +110,7 @@ EXAMPLES = [(path, example) for path, node in KEYS.items() for example in node.g
 )
 def test_examples_hold(path: tuple[str, ...], example: Any) -> None:
     """Every example that an editor shows is one that the loader takes."""
-    environ = dict.fromkeys(("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "RELAY_PROXY_URL", "SOME"), "http://p")
+    environ = dict.fromkeys(("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "CORPORATE_PROXY_URL", "SOME"), "http://p")
     assert [f for f in check({"p": with_value(path, example)}, environ)[1] if f.severity == "error"] == []
 
 
