@@ -4,10 +4,10 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install serve test check lock
+.PHONY: help install serve test check bench bench-peers lock
 
 help:  ## What can be made.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED)  ## .venv with Relay and all it needs.
 
@@ -23,6 +23,14 @@ test: $(INSTALLED)  ## All tests. One of them: make test ARGS=tests/wire/test_ss
 
 check: $(INSTALLED)  ## Lint, types, import rules, docs against code.
 	@scripts/check
+
+bench: $(INSTALLED)  ## What Relay costs, against nginx; needs two quiet CPUs, cc and about 15 minutes.
+	python -m bench.run --output bench/results/bench.json
+	python -m bench.plots bench/results/bench.json docs/img
+
+bench-peers: $(INSTALLED)  ## The same against other gateways, each installed into .cache/bench first.
+	python -m bench.run --peers --output bench/results/peers.json
+	python -m bench.plots bench/results/peers.json docs/img
 
 lock:  ## Write the lock files anew from pyproject.toml.
 	scripts/lock
