@@ -177,4 +177,4 @@ def test_make_targets() -> None:
     """`make` says of each target what it is for."""
     makefile = (ROOT / "Makefile").read_text()
     declared = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()
-    assert re.findall(r"^(\w+):.*## ", makefile, re.MULTILINE) == declared
+    assert re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE) == declared
