@@ -8,7 +8,7 @@ values (`read_object`), and new values are cut into the client's own bytes (`spl
 from __future__ import annotations
 
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -53,46 +53,80 @@ def splice(
         New JSON text; equal to `body` byte for byte outside of what was changed.
     """
     renames = renames or {}
-    try:
-        return _cut(body, fields, changes, renames)
-    except _IrregularError:
+    names = [name for name in fields if name in changes or name in renames]
+    places = _find(body, fields, names)
+    if places is None:
+        places = _walk(body, fields)
+    if places is None:
         return _rebuild(fields, changes, renames)
-
-
-class _IrregularError(Exception):
-    """A key is escaped or stands twice, so a view's place in the body is not certain."""
-
-
-def _cut(body: bytes, fields: Fields, changes: Mapping[str, bytes], renames: Mapping[str, str]) -> bytes:
     pieces: list[bytes] = []
     kept_to = 0
-    at = body.index(b"{") + 1
-    for name, raw in fields.items():
-        key_start = body.index(b'"', at)
-        key_end = key_start + len(name.encode()) + 2
-        if body[key_start:key_end] != b'"%b"' % name.encode():
-            raise _IrregularError
-        start = body.index(b":", key_end) + 1
-        while body[start] in _SPACE:
-            start += 1
-        at = start + len(memoryview(raw))
+    for name in names:
+        place = places[name]
         if name in renames:
-            pieces += (body[kept_to:key_start], msgspec.json.encode(renames[name]))
-            kept_to = key_end
+            pieces += (body[kept_to : place.key], msgspec.json.encode(renames[name]))
+            kept_to = place.colon
         if name in changes:
-            pieces += (body[kept_to:start], changes[name])
-            kept_to = at
+            pieces += (body[kept_to : place.value], changes[name])
+            kept_to = place.end
     end = body.rindex(b"}")
-    if body[at:end].strip(_SPACE):
-        raise _IrregularError
-    pieces.append(body[kept_to:at])
+    while body[end - 1] in _SPACE:
+        end -= 1
+    pieces.append(body[kept_to:end])
     comma = b"," if fields else b""
     for name, value in changes.items():
         if name not in fields:
             pieces.append(b"%b%b:%b" % (comma, msgspec.json.encode(name), value))
             comma = b","
-    pieces.append(body[at:])
+    pieces.append(body[end:])
     return b"".join(pieces)
+
+
+class _Place(NamedTuple):
+    """Offsets of a field: of its key's first quote, behind the last one, of its value, and behind that."""
+
+    key: int
+    colon: int
+    value: int
+    end: int
+
+
+def _find(body: bytes, fields: Fields, names: list[str]) -> dict[str, _Place] | None:
+    """Places of a few fields, at once; None if their keys might stand elsewhere too.
+
+    A quoted name that occurs once in the whole text is the key, as long as no key can be written with escapes.
+    (Inside a string its quotes would be escaped.)
+    """
+    if b"\\u" in body:
+        return None
+    places = {}
+    for name in names:
+        key = b'"%b"' % name.encode()
+        if body.count(key) != 1:
+            return None
+        places[name] = _place(body, body.index(key), len(key), fields[name])
+    return places
+
+
+def _walk(body: bytes, fields: Fields) -> dict[str, _Place] | None:
+    """Places of all fields, one after the other; None if a key is escaped or stands twice."""
+    places = {}
+    at = body.index(b"{") + 1
+    for name, raw in fields.items():
+        key = b'"%b"' % name.encode()
+        start = body.index(b'"', at)
+        if not body.startswith(key, start):
+            return None
+        place = places[name] = _place(body, start, len(key), raw)
+        at = place.end
+    return None if body[at : body.rindex(b"}")].strip(_SPACE) else places
+
+
+def _place(body: bytes, key: int, size: int, raw: msgspec.Raw) -> _Place:
+    value = body.index(b":", key + size) + 1
+    while body[value] in _SPACE:
+        value += 1
+    return _Place(key, key + size, value, value + len(memoryview(raw)))
 
 
 def _rebuild(fields: Fields, changes: Mapping[str, bytes], renames: Mapping[str, str]) -> bytes:

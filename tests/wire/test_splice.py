@@ -42,11 +42,14 @@ def test_a_field_is_renamed_and_keeps_its_value():
     [
         (b'{"model":"a","model":"b","x":1.50}', b'{"model":"new","x":1.50}'),
         (b'{"mod\\u0065l":"a","x":1.50}', b'{"model":"new","x":1.50}'),
-        (b'{"x":1,"x":1,"model":"a"}', b'{"x":1,"model":"new"}'),
+        (b'{"x":1, "x":1,"model":"a","e":"\\u00e9"}', b'{"x":1,"model":"new","e":"\\u00e9"}'),
+        (b'{"x":1, "x":1,"model":"a"}', b'{"x":1, "x":1,"model":"new"}'),
+        (b'{"user":"model", "model" : "a"}', b'{"user":"model", "model" : "new"}'),
+        (b'{"y":{"model":"b"}, "model":"a"}', b'{"y":{"model":"b"}, "model":"new"}'),
     ],
 )
-def test_irregular_keys_are_rebuilt_from_their_values(body, expected):
-    """Doubled and escaped keys lose their form, never a value; of doubled ones the last counts."""
+def test_irregular_keys(body, expected):
+    """Keys that are doubled, escaped or also found elsewhere: the right value changes, and no value is lost."""
     assert cut(body, {"model": b'"new"'}) == expected
 
 
