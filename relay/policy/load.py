@@ -148,7 +148,7 @@ class _Compiler:
             base_url=table.base_url,
             api_key=api_key,
             headers=self._headers((*path, "headers"), table.headers),
-            forward_headers=frozenset(header.lower() for header in table.forward_headers),
+            forward_headers=self._forward_headers(path, table),
             timeouts=compiled.Timeouts(
                 **self._durations(_TIMEOUTS_IN_ORDER, ((*path, "timeouts"), table.timeouts)),
             ),
@@ -174,6 +174,13 @@ class _Compiler:
             else:
                 headers[name.lower()] = self._secret(at, value) or ""
         return tuple(headers.items())
+
+    def _forward_headers(self, path: Path, table: schema.Provider) -> frozenset[str]:
+        fixed = {name.lower() for name in table.headers}
+        for position, name in enumerate(table.forward_headers):
+            if name.lower() in fixed:
+                self._tables.error((*path, "forward_headers", position), f"{name} has a fixed value in headers")
+        return frozenset(name.lower() for name in table.forward_headers)
 
     def _proxy(self, path: Path, given: str | schema.Reference | None) -> str | None:
         if not isinstance(given, schema.Reference):

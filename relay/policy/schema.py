@@ -120,7 +120,11 @@ def _glob(pattern: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=NAME)]
-Names = Annotated[list[Name], Field(min_length=1, max_length=1000), AfterValidator(_distinct)]
+Names = Annotated[
+    list[Name],
+    Field(min_length=1, max_length=1000, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_distinct),
+]
 Glob = Annotated[str, AfterValidator(_glob)]
 HttpUrl = Annotated[str, Field(pattern=HTTP_URL), AfterValidator(http_url)]
 

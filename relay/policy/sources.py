@@ -85,7 +85,7 @@ def _merge(sources: Sources, document: dict[str, Any], places: dict[Path, Place]
         if section not in raw:
             raw[section] = value.copy() if isinstance(value, dict | list) else value
         elif isinstance(before, dict) and isinstance(value, dict):
-            for name in value.keys() & before.keys():
+            for name in filter(before.__contains__, value):
                 there = sources.places[section, name]
                 _note(sources, places, (section, name), f"already defined at {there}; one file of a set may define it")
             raw[section] = value | before
@@ -116,7 +116,12 @@ def _syntax_error(file: str, text: str, error: ValueError | RecursionError) -> F
     again = _DECLARED_TWICE.fullmatch(what)
     if again:
         path = literal_eval(again[1])
-        first = locate("".join(text.splitlines(keepends=True)[: line - 1]))[path]
-        return Finding(file, line, dotted(path), f"already defined at {file}:{first}")
+        return Finding(file, line, dotted(path), f"already defined at {Place(file, _line_before(text, line, path))}")
     where = f"column {column}" if column else "at the end of the file"
     return Finding(file, line, "", f"not valid TOML: {what} ({where})")
+
+
+def _line_before(text: str, line: int, keys: tuple[str, ...]) -> int:
+    """Where a table that is defined again on a line was defined; within an array of tables, in its latest one."""
+    above = locate("\n".join(text.split("\n")[: line - 1]))
+    return [at for path, at in above.items() if tuple(step for step in path if isinstance(step, str)) == keys][-1]

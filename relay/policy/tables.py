@@ -148,7 +148,7 @@ class Tables:
 
     def _explain(self, path: Path, detail: ErrorDetails) -> str | int | None:
         """Note one of pydantic's errors in our own words; returns the key of the table that is at fault."""
-        inside = [step for step in detail["loc"] if step not in _NOT_KEYS]
+        inside = _keys(detail)
         at = (*path, *inside)
         node = node_at(_schema(), at) or {}
         what = found(detail["input"], secret="writeOnly" in node)
@@ -165,6 +165,12 @@ class Tables:
             case _:
                 self.error(at, f"found {what}; allowed is {allowed(node)}")
         return inside[0] if inside else None
+
+
+def _keys(detail: ErrorDetails) -> list[str | int]:
+    """The keys in the path of one of pydantic's errors. An unknown key is one whatever it looks like."""
+    unknown = len(detail["loc"]) - 1 if detail["type"] == "extra_forbidden" else None
+    return [step for depth, step in enumerate(detail["loc"]) if depth == unknown or step not in _NOT_KEYS]
 
 
 def _name(route: Any) -> str | None:

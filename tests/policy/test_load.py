@@ -236,6 +236,9 @@ SAID = [
     ("[model.large]", ["8: error: model: unknown key (did you mean models?); allowed are version, access, requests, streams, retries, providers, models, routes, keys"]),
     ('Upsteam = "x"', ["8: error: models.small.Upsteam: unknown key (did you mean upstream?); allowed are provider, upstream, max_tokens_field, timeouts"]),
     ("timeouts = { ttft_s = 1 }", ["8: error: models.small.timeouts.ttft_s: unknown key (did you mean total_s?); allowed are connect_s, first_token_s, silence_s, total_s"]),
+    ('"[key]" = 1', ['8: error: models.small."[key]": unknown key; allowed are provider, upstream, max_tokens_field, timeouts']),
+    ('["[key]"]', ['8: error: "[key]": unknown key (did you mean keys?); allowed are version, access, requests, streams, retries, providers, models, routes, keys']),
+    (PROVIDER + 'proxy = { "<text>" = 1, env = "P" }', ['11: error: providers.two.proxy."<text>": unknown key; allowed are env, optional']),
     # types: none is taken for another
     ('[requests]\nmax_messages = "3"', ['9: error: requests.max_messages: found "3"; allowed is an integer from 1 to 1000000']),
     ("[requests]\nmax_messages = true", ["9: error: requests.max_messages: found true; allowed is an integer from 1 to 1000000"]),
@@ -286,6 +289,7 @@ SAID = [
     (PROVIDER + 'headers = { "a b" = "x" }', ['11: error: providers.two.headers."a b": allowed is the name of an HTTP header']),
     (PROVIDER + 'headers = { a = "x\\n" }', ["11: error: providers.two.headers.a: found a string; allowed is a header value: printable ASCII without space at either end or a table with env, optional"]),
     (PROVIDER + 'forward_headers = ["x-a",\n"Cookie"]', ['12: error: providers.two.forward_headers[1]: found "Cookie"; this header can hold the client\'s credentials and is never passed on']),
+    (PROVIDER + 'headers = { x-a = "1" }\nforward_headers = ["X-A"]', ["12: error: providers.two.forward_headers[0]: X-A has a fixed value in headers"]),
     (PROVIDER + 'forward_headers = ["te"]', ['11: error: providers.two.forward_headers[0]: found "te"; this header belongs to the client\'s own connection and is never passed on']),
     # durations that contradict each other
     ("timeouts = { first_token_s = 9, total_s = 8 }", ["8: error: models.small.timeouts.first_token_s: first_token_s is 9, but total_s is 8 (p:8); allowed is a first_token_s of at most total_s"]),
@@ -318,6 +322,8 @@ SYNTAX = [
     ("a = 1\na = 2\n", "2: not valid TOML: Cannot overwrite a value (column 6)"),
     ("a = 1\nb = 'x", "2: not valid TOML: Expected \"'\" (at the end of the file)"),
     ("[x]\na = 1\n[y]\n[x]", "4: error: x: already defined at p:1"),
+    ("a = {}\n[a]", "2: error: a: already defined at p:1"),
+    ("[[x]]\n[x.y]\n[[x]]\n# \u2028\n[x.y]\n[x.y]", "6: error: x.y: already defined at p:5"),
     ("a = " + "[" * 5000 + "]" * 5000, "arrays or tables are nested too deeply"),
     ("a = 1" + "0" * 5000, "not valid TOML: Exceeds the limit (4300 digits) for integer string conversion: value has 5001 digits"),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import ConfigurationError
+from relay.policy.json_schema import json_schema
 from relay.policy.load import check, load
 from relay.runtimes.policy_files import read_folder
+from tests.policy.test_schema import keys, toml
 
 POLICIES = Path(__file__).parents[2] / "policies"
 SETS = [
@@ -26,7 +29,7 @@ TOKEN = re.compile(r'"[^"\n]*"|[A-Za-z_][\w.-]*|[\d_.]+|[\[\]{}=,]|\n')
 VALUES = [
     *('""', '"x"', "0", "-1", "1.5", "true", "nan", "inf", "[]", "{}", "[[1]]", "{ a = 1 }", "2026-01-01", "1e400"),
     *('"*"', '"[z-a]"', '"ftp://x"', '"http://["', '"http://u:p@h"', '"é"', '"""\n\n"""', "9999999999999999999"),
-    *('{ env = "A" }', '{ env = "GROQ_API_KEY" }', '"auto"', '"local"', "name", "env", "models", "[routes]"),
+    *('{ env = "A" }', '{ env = "GROQ_API_KEY" }', '"auto"', '"local"', "name", "env", "models", "[routes]", '"[key]"'),
 ]  # fmt: skip
 
 
@@ -79,3 +82,26 @@ def test_load_and_check_agree(files: dict[str, str]) -> None:
         assert caught.value.findings == findings
     else:
         assert load(files, ENVIRON).version == policy.version
+
+
+WORDS = sorted({step for path, _ in keys(json_schema()) for step in path if step not in ("[]", "NAME")})
+NAMES = st.sampled_from([*WORDS, "a", "b", "*", "", "[key]", "<text>", "<reference>", "x y", "é", "0"])
+SCALARS = st.one_of(
+    NAMES, st.integers(-2, 70), st.booleans(), st.floats(allow_nan=False, allow_infinity=False), st.just("https://a")
+)
+ANYTHING = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=20
+)
+
+
+@given(st.dictionaries(NAMES, ANYTHING, max_size=6), st.dictionaries(NAMES, ANYTHING, max_size=6))
+def test_any_document(one: dict[str, object], two: dict[str, object]) -> None:
+    """Tables, arrays and scalars where nobody expects them give findings, never a crash."""
+    files = {
+        name: "\n".join(f"{json.dumps(key)} = {toml(value)}" for key, value in document.items())
+        for name, document in (("a", one), ("b", two))
+    }
+    policy, findings = check(files, ENVIRON)
+    assert policy is None
+    for finding in findings:
+        assert 0 <= finding.line <= files[finding.file].count("\n") + 1
