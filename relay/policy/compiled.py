@@ -128,14 +128,12 @@ class Match(msgspec.Struct, frozen=True, eq=False):
 
     def takes(self, key: str, path: str, headers: Mapping[bytes, bytes]) -> bool:
         """Whether all patterns but the model's match."""
-        return (
-            self.takes_key(key)
-            and (self.path is None or self.path.match(path) is not None)
-            and all(
-                name in headers and pattern.match(headers[name].decode("latin-1")) is not None
-                for name, pattern in self.headers
-            )
-        )
+        if not self.takes_key(key) or (self.path is not None and self.path.match(path) is None):
+            return False
+        for name, pattern in self.headers:
+            if name not in headers or pattern.match(headers[name].decode("latin-1")) is None:
+                return False
+        return True
 
     @property
     def only_model(self) -> bool:
@@ -262,10 +260,9 @@ class Policy(msgspec.Struct, frozen=True, eq=False):
             headers: of the request, names in lower case.
         """
         spelled_out = self.by_model.get(model)
-        if spelled_out is not None:
-            return next((route for route in spelled_out if route.match.takes(key, path, headers)), None)
-        for route in self.routes:
-            if route.match.model.match(model) is not None and route.match.takes(key, path, headers):
+        for route in self.routes if spelled_out is None else spelled_out:
+            is_match = spelled_out is not None or route.match.model.match(model) is not None
+            if is_match and route.match.takes(key, path, headers):
                 return route
         return None
 
