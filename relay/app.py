@@ -188,7 +188,7 @@ def create_app(pipeline: Pipeline, *, metrics: Metrics, admin_key: str | None) -
         text, content_type = metrics.exposition(request.headers.get("accept", ""))
         return Response(text, media_type=content_type)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route(CHAT_PATH, ChatEndpoint(pipeline), methods=["POST"]),
             Route("/v1/models", models),
@@ -198,6 +198,8 @@ def create_app(pipeline: Pipeline, *, metrics: Metrics, admin_key: str | None) -
         ],
         exception_handlers={RelayError: _relay_error, HTTPException: _http_error},
     )
+    app.router.redirect_slashes = False  # a client that is told 404 mends its URL; one that is redirected never does
+    return app
 
 
 def _bearer(request: Request) -> bytes:

@@ -52,7 +52,7 @@ class FastLaneClient:
         "response_complete",
     )
 
-    def __init__(self, protocol: FastLane, *, keep_alive: bool) -> None:
+    def __init__(self, protocol: FastLane, *, chunked: bool, keep_alive: bool) -> None:
         self.exchange: Exchange | None = None
         self.body: list[bytes] | None = []
         self.body_bytes = 0
@@ -61,7 +61,7 @@ class FastLaneClient:
         self.disconnected = False
         self._protocol = protocol
         self._head = b""
-        self._chunked = True
+        self._chunked = chunked  # if not and no length is known, the connection's end is the body's
 
     @property
     def message_event(self) -> FastLaneClient:
@@ -75,7 +75,7 @@ class FastLaneClient:
         """See `relay.client.Client`."""
         if any(name == b"content-length" for name, _ in headers):
             self._chunked = False
-        else:
+        elif self._chunked:
             headers.append((b"transfer-encoding", b"chunked"))
         if not self.keep_alive:
             headers.append((b"connection", b"close"))
@@ -125,18 +125,15 @@ class FastLane(BoundedProtocol):
     def on_headers_complete(self) -> None:
         """Take chat requests, leave all others to ASGI, and pipelined ones too: uvicorn queues those."""
         busy = self.cycle is not None and not self.cycle.response_complete
-        if (
-            busy
-            or self.url != _CHAT_URL
-            or self.parser.get_method() != b"POST"
-            or self.parser.get_http_version() != "1.1"
-        ):
+        if busy or self.url != _CHAT_URL or self.parser.get_method() != b"POST":
             self._to_asgi()
             return
         self.framed()
         if self.offers_upgrade:
             return
-        client = self._lane = FastLaneClient(self, keep_alive=self.parser.should_keep_alive())
+        modern = self.parser.get_http_version() != "1.0"
+        keep_alive = modern and self.parser.should_keep_alive()
+        client = self._lane = FastLaneClient(self, chunked=modern, keep_alive=keep_alive)
         self.cycle: Any = client
         exchange = client.exchange = self.relay.open(client, CHAT_PATH, self.headers)
         if exchange.admit() and self.expect_100_continue:
@@ -145,28 +142,26 @@ class FastLane(BoundedProtocol):
     def on_body(self, body: bytes) -> None:
         """Collect, up to the policy's limit."""
         client = self._lane
-        if client is None:
+        if client is None or client.body is None or client.exchange is None:  # of a request that ASGI has
             super().on_body(body)
             return
         self.framed()
-        if client.body is not None and client.exchange is not None:
-            client.body.append(body)
-            client.body_bytes += len(body)
-            if client.body_bytes > client.exchange.max_body_bytes:
-                client.keep_alive = False  # what else it sends of this body is not read
-                client.exchange.refuse(body_too_large(client.exchange.max_body_bytes))
+        client.body.append(body)
+        client.body_bytes += len(body)
+        if client.body_bytes > client.exchange.max_body_bytes:
+            client.keep_alive = False  # what else it sends of this body is not read
+            client.exchange.refuse(body_too_large(client.exchange.max_body_bytes))
 
     def on_message_complete(self) -> None:
         """The request is complete: run it."""
         client = self._lane
-        if client is None:
+        if client is None or client.body is None or client.exchange is None:
             super().on_message_complete()
             return
         self.framed()
-        if client.body is not None and client.exchange is not None:
-            body = client.body[0] if len(client.body) == 1 else b"".join(client.body)
-            client.body = None
-            self._spawn(client.exchange.run(body))
+        body = client.body[0] if len(client.body) == 1 else b"".join(client.body)
+        client.body = None
+        self._spawn(client.exchange.run(body))
 
     # --- the answer ---
 
