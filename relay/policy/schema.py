@@ -8,7 +8,7 @@ floats, booleans and strings, and none is taken for another, save a whole number
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -103,14 +103,11 @@ def _forwardable_header(name: str) -> str:
     return name
 
 
-_Item = TypeVar("_Item")
-
-
-def _distinct(items: list[_Item]) -> list[_Item]:
-    for position, item in enumerate(items):
-        if item in items[:position]:
-            raise ValueError(f"{item} stands there twice")
-    return items
+def _distinct(names: list[str]) -> list[str]:
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            raise ValueError(f"{name} stands there twice")
+    return names
 
 
 def _glob(pattern: str) -> str:
@@ -163,7 +160,7 @@ class Reference(Table):
 
 TEXT_TAG = "<text>"
 REFERENCE_TAG = "<reference>"
-"""pydantic puts the tag of the alternative it took into an error's path; no key looks like these."""
+"""pydantic puts the tag of the alternative it took into an error's path; no key that the schema allows looks so."""
 
 
 def _text_or_reference(value: object) -> str:
