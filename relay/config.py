@@ -39,15 +39,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
 
     policy: Path = Field(description="the folder of a policy set")
-    host: str = Field("127.0.0.1", description="an address of this machine")
-    port: int = Field(8080, ge=0, le=65_535, description="an integer from 0 to 65535")
-    workers: int = Field(1, ge=1, le=256, description="an integer from 1 to 256")
-    store: Literal["memory"] = Field("memory", description='"memory", the only store there is')
-    log_level: Level = Field("info", description='"debug", "info", "warning" or "error"')
-    log_format: Style | None = Field(None, description='"json" or "console"')
+    host: str = Field(default="127.0.0.1", description="an address of this machine")
+    port: int = Field(default=8080, ge=0, le=65_535, description="an integer from 0 to 65535")
+    workers: int = Field(default=1, ge=1, le=256, description="an integer from 1 to 256")
+    store: Literal["memory"] = Field(default="memory", description='"memory", the only store there is')
+    log_level: Level = Field(default="info", description='"debug", "info", "warning" or "error"')
+    log_format: Style | None = Field(default=None, description='"json" or "console"')
     force_open: bool = Field(default=False, description='"true" or "false"')
-    shutdown_s: float = Field(30.0, ge=0, le=3600, description="seconds, from 0 to 3600")
-    admin_key: SecretStr | None = Field(None, min_length=16, description="a secret of at least 16 characters")
+    shutdown_s: float = Field(default=30.0, ge=0, le=3600, description="seconds, from 0 to 3600")
+    admin_key: SecretStr | None = Field(default=None, min_length=16, description="a secret of at least 16 characters")
 
     @field_validator("log_level", "log_format", "store", mode="before")
     @classmethod

@@ -29,6 +29,7 @@ from relay.app import create_app
 from relay.clock import LoopClock
 from relay.errors import ConfigurationError
 from relay.pipeline import Pipeline
+from relay.policy.load import load
 from relay.runtimes import process_metrics
 from relay.runtimes.fast_lane import FastLane
 from relay.runtimes.http_server import BACKLOG, KEEP_ALIVE_S, LINGER_S, Server
@@ -83,7 +84,7 @@ def serve(settings: Settings, findings: Sequence[Finding] = ()) -> int:
         listener = cleanup.enter_context(_listen(settings))
         _announce(settings, policy, listener)
         if settings.workers == 1:
-            code = _run(settings, listener)
+            code = _run(settings, listener, files)
         else:
             run_path = tempfile.mkdtemp(prefix="relay-")
             cleanup.callback(shutil.rmtree, run_path, ignore_errors=True)
@@ -91,7 +92,7 @@ def serve(settings: Settings, findings: Sequence[Finding] = ()) -> int:
             run_folder.keep_policy(files)
             code = Supervisor(
                 settings.workers,
-                target=lambda slot: _run(settings, listener, run_folder, slot),
+                target=lambda slot: _run(settings, listener, run_folder.kept_policy(), run_folder, slot),
                 bury=run_folder.bury,
                 close_listener=listener.close,
                 shutdown_s=settings.shutdown_s,
@@ -165,17 +166,25 @@ def _has_limits(policy: Policy) -> Iterable[bool]:
 # --- one serving process -----------------------------------------------------------------------------------
 
 
-def _run(settings: Settings, listener: socket.socket, run_folder: RunFolder | None = None, slot: int = 0) -> int:
-    """Serve in this process. `run_folder` is there if it is one of several workers."""
+def _run(
+    settings: Settings,
+    listener: socket.socket,
+    files: dict[str, str],
+    run_folder: RunFolder | None = None,
+    slot: int = 0,
+) -> int:
+    """Serve in this process, at first the policy of these files. `run_folder` is there if it is one of several."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            return runner.run(_serve(settings, listener, run_folder, slot))
+            return runner.run(_serve(settings, listener, files, run_folder, slot))
         except ConfigurationError as error:
             _log.error("%s", error, extra={"event": "worker_failed"})
             return STARTUP_FAILED
 
 
-async def _serve(settings: Settings, listener: socket.socket, run_folder: RunFolder | None, slot: int) -> int:
+async def _serve(
+    settings: Settings, listener: socket.socket, files: dict[str, str], run_folder: RunFolder | None, slot: int
+) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_unhandled)
     clock = LoopClock()
@@ -188,7 +197,7 @@ async def _serve(settings: Settings, listener: socket.socket, run_folder: RunFol
         colour=sys.stdout.isatty(),
     )
     pipeline = Pipeline(
-        _policy_to_begin_with(settings, run_folder),
+        load(files, os.environ),
         transport=SocketsTransport(clock=clock),
         store=MemoryStore(),
         observers=(metrics, events),
@@ -200,12 +209,13 @@ async def _serve(settings: Settings, listener: socket.socket, run_folder: RunFol
         settings.policy,
         pipeline,
         metrics,
+        seen=files,
         admit=lambda policy: _refuse_open(policy, settings),
         keep=run_folder.keep_policy if run_folder is not None else lambda _: None,
     )
     server = _server(settings, pipeline, metrics)
     _handle_signals(server, reload, supervised=run_folder is not None)
-    tasks = [asyncio.ensure_future(reload.run()), asyncio.ensure_future(reload.watch())]
+    tasks = [asyncio.ensure_future(reload.run())]
     if run_folder is not None:
         metrics.restore(run_folder.snapshot(slot))
         tasks.append(asyncio.ensure_future(_leave_snapshots(metrics, run_folder, slot, server.stop)))
@@ -220,18 +230,6 @@ async def _serve(settings: Settings, listener: socket.socket, run_folder: RunFol
         if run_folder is not None:
             run_folder.write_snapshot(slot, metrics.snapshot())
     return int(server.force_exit)
-
-
-def _policy_to_begin_with(settings: Settings, run_folder: RunFolder | None) -> Policy:
-    """What is in the folder now; for a worker that takes a dead one's place, else what held last."""
-    try:
-        policy = compiled(read_folder(settings.policy))
-        _refuse_open(policy, settings)
-    except ConfigurationError:
-        if run_folder is None:
-            raise
-        return compiled(run_folder.kept_policy())
-    return policy
 
 
 def _server(settings: Settings, pipeline: Pipeline, metrics: Metrics) -> Server:

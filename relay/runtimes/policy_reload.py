@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from relay.policy.compiled import Policy
     from relay.telemetry.metrics import Metrics
 
+LOOK_S = 5
+"""Seconds between looks at a folder that tells of no change: some network file systems never do."""
+
 _log = logging.getLogger("relay.policy")
 
 
@@ -56,6 +59,7 @@ class PolicyReload:
         folder: of the set.
         pipeline: whose policy is changed.
         metrics: counts reloads.
+        seen: the files of the set that is live now.
         admit: raises ConfigurationError for a policy that may not be served here.
         keep: told the files of each set that has become live.
     """
@@ -66,52 +70,84 @@ class PolicyReload:
         pipeline: Pipeline,
         metrics: Metrics,
         *,
+        seen: dict[str, str],
         admit: Callable[[Policy], None],
         keep: Callable[[dict[str, str]], None],
     ) -> None:
         self._folder = folder
         self._pipeline = pipeline
         self._metrics = metrics
+        self._seen: dict[str, str] | str = seen
         self._admit = admit
         self._keep = keep
-        self._wanted = asyncio.Event()
+        self._look = asyncio.Event()
+        self._look.set()  # the folder may have changed since `seen` was read
+        self._asked = False
 
     def ask(self) -> None:
-        """Reload soon. Asked for twice before it begins, it is done once."""
-        self._wanted.set()
+        """Reload soon, changed or not. Asked for twice before it begins, it is done once."""
+        self._asked = True
+        self._look.set()
 
-    async def watch(self) -> None:
-        """Ask for a reload whenever something in the folder changes, until cancelled.
+    async def _watch(self) -> None:
+        """Look at the folder whenever something in it changes; every `LOOK_S` in any case.
 
-        Not only files that end in .toml: a Kubernetes ConfigMap changes by a symbolic link beside them.
+        Not only when a file that ends in .toml does: a Kubernetes ConfigMap changes by a symbolic link beside them.
         """
+        changes = watchfiles.awatch(
+            self._folder,
+            watch_filter=None,
+            recursive=False,
+            rust_timeout=LOOK_S * 1000,
+            yield_on_timeout=True,
+        )
         try:
-            async for _ in watchfiles.awatch(self._folder, watch_filter=None, recursive=False):
-                self.ask()
+            async for _ in changes:
+                self._look.set()
         except (OSError, RuntimeError) as error:  # the latter from its inotify, kqueue, …
             told = "the policy folder is not watched any more (%s); SIGHUP still reloads"
             _log.warning(told, error, extra={"event": "policy_unwatched"})
 
     async def run(self) -> None:
-        """Reload, one at a time, until cancelled."""
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            try:
-                # In a thread: compiling a large set takes long enough for streams to notice.
-                files, policy = await asyncio.to_thread(self._load)
-            except ConfigurationError as error:
-                self._refuse(error)
-            except Exception as defect:  # noqa: BLE001 - it spoils one reload, not those to come
-                _log.error("reload failed", exc_info=defect, extra={"event": "policy_refused"})
-            else:
-                self._serve(files, policy)
+        """Watch, and reload one set at a time, until cancelled."""
+        watching = asyncio.ensure_future(self._watch())
+        await asyncio.sleep(0)  # what changes from here on is noticed
+        try:
+            while True:
+                await self._look.wait()
+                self._look.clear()
+                await self._reload_if_changed()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
-    def _load(self) -> tuple[dict[str, str], Policy]:
-        files = read_folder(self._folder)
-        policy = compiled(files)
+    async def _reload_if_changed(self) -> None:
+        asked, self._asked = self._asked, False
+        try:
+            await self._reload(asked=asked)
+        except ConfigurationError as error:
+            self._refuse(error)
+        except Exception as defect:  # noqa: BLE001 - it spoils one reload, not those to come
+            _log.error("reload failed", exc_info=defect, extra={"event": "policy_refused"})
+
+    async def _reload(self, *, asked: bool) -> None:
+        # In threads: a slow disk or a large set would hold up streams.
+        content = await asyncio.to_thread(self._read)
+        if content == self._seen and not asked:
+            return
+        self._seen = content
+        if isinstance(content, str):
+            raise ConfigurationError(content)
+        policy = await asyncio.to_thread(compiled, content)
         self._admit(policy)
-        return files, policy
+        self._serve(content, policy)
+
+    def _read(self) -> dict[str, str] | str:
+        """The files, or why they cannot be read: seen once, either is no news."""
+        try:
+            return read_folder(self._folder)
+        except ConfigurationError as error:
+            return error.message
 
     def _refuse(self, error: ConfigurationError) -> None:
         self._metrics.policy_reloaded("refused")

@@ -9,6 +9,7 @@ import pytest
 
 from relay.errors import UpstreamTruncated
 from relay.telemetry import logs
+from tests.telemetry.logging_kept import logging_kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,12 +18,8 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
     """Give logging back as it was."""
-    loggers = [logging.getLogger(name) for name in (None, *logs.QUIET_LOGGERS)]
-    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
-    yield
-    for logger, level, handlers in before:
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
+    with logging_kept():
+        yield
 
 
 def configured(**changes: Any) -> io.StringIO:
