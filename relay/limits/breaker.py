@@ -62,7 +62,7 @@ def on_success(state: State, *, probe: bool = False) -> State:
     return CLOSED if state.retry_at is None or probe else state
 
 
-def on_failure(  # noqa: PLR0913 - an event, two parameters of the policy, and what the upstream said
+def on_failure(
     state: State,
     now: float,
     *,

@@ -36,14 +36,14 @@ START = 1_000.0
 TTL_S = 30.0
 
 
-@pytest.fixture(params=STORES.values(), ids=STORES.keys())
+@pytest.fixture(params=list(STORES.values()), ids=list(STORES))
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     store = request.param()
     yield store
     await store.close()
 
 
-def ask(  # noqa: PLR0913
+def ask(
     *,
     key: str = "team-a",
     tokens: int = 10,
@@ -210,7 +210,7 @@ async def test_it_can_be_reached(store: Store) -> None:
 
 async def test_interleaved_tasks_never_get_more_than_the_limit(store: Store) -> None:
     """Two hundred tasks that reserve, pause and settle in random order: never more than four streams are out."""
-    rng = random.Random(2)  # noqa: S311
+    rng = random.Random(2)
     out = peak = grants = 0
 
     async def client() -> None:

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,8 +24,8 @@ def body(**fields: object) -> bytes:
     return json.dumps({"model": "auto", "messages": [{"role": "user", "content": "hi"}], **fields}).encode()
 
 
-def encoded(raw: bytes, **how: object) -> bytes:
-    defaults = {"model": "auto", "max_tokens_field": None, "ask_usage": True}
+def encoded(raw: bytes, **how: Any) -> bytes:
+    defaults: dict[str, Any] = {"model": "auto", "max_tokens_field": None, "ask_usage": True}
     return CHAT.encode_request(CHAT.parse_request(raw), **{**defaults, **how})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from math import ceil, log
+from typing import Any
 
 import msgspec
 import pytest
@@ -74,7 +75,7 @@ def test_the_old_regime_is_forgotten(half_lives: float) -> None:
 
 def test_a_long_life_stays_right() -> None:
     """Thousands of resets later the sketch says what the last half-lives held."""
-    rng = random.Random(4)  # noqa: S311
+    rng = random.Random(4)
     sketch = Sketch(half_life_s=1.0)
     for step in range(20_000):
         sketch.add(rng.lognormvariate(5.0, 1.0), step * 0.1)
@@ -135,7 +136,7 @@ def test_merging_unlike_sketches_is_refused() -> None:
 
 
 @given(VALUES, st.sampled_from([msgspec.json, msgspec.msgpack]))
-def test_snapshots_travel_and_go_on(values: list[float], codec: object) -> None:
+def test_snapshots_travel_and_go_on(values: list[float], codec: Any) -> None:
     """Written, read and restored, a sketch answers as before and keeps learning."""
     sketch = filled(values, now=3.0, half_life_s=100.0)
     snapshot = codec.decode(codec.encode(sketch.snapshot(3.0)), type=Snapshot)

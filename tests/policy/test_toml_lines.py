@@ -132,7 +132,7 @@ class Writer:
                 items = [
                     f"{gap}{self.value(depth + 1)}{self.blank(lines=True)}" for _ in range(self.draw(st.integers(0, 3)))
                 ]
-                comma = "," if items and self.draw(st.booleans()) else ""
+                comma = "," if items != [] and self.draw(st.booleans()) else ""
                 return f"[{','.join(items)}{comma}{gap}]"
             case _:
                 pairs = [
