@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from typing import TYPE_CHECKING
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from relay import __version__
+from relay.cli import main
+from relay.config import Settings
+from tests.servers.policies import ENVIRON, policy
+from tests.telemetry.logging_kept import logging_kept
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BASE_URL = "http://127.0.0.1:9/v1"
+
+
+@pytest.fixture(autouse=True)
+def _environ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings, and the secrets that the test policies refer to."""
+    for setting in Settings.model_fields:
+        monkeypatch.delenv(f"RELAY_{setting.upper()}", raising=False)
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A policy folder that holds."""
+    (tmp_path / "policy.toml").write_text(
+        policy(BASE_URL, access={"open": False}, keys={"team-a": {"sha256": "0" * 64, "limits": {"streams": 1000}}})
+    )
+    return tmp_path
+
+
+def relay(*arguments: str | Path) -> Result:
+    """`relay` with these arguments, in this process; a traceback fails the test."""
+    with logging_kept():
+        return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_a_set_that_holds_is_shown(folder: Path) -> None:
+    """`relay check` shows what the set contains and exits with 0."""
+    result = relay("check", folder)
+    assert result.exit_code == 0
+    for shown in ("keys needed", "Providers", BASE_URL, "first-upstream", "auto", "team-a", "streams 1,000", "(all)"):
+        assert shown in result.stdout
+
+
+def test_a_set_that_holds_as_json(folder: Path) -> None:
+    """For programs the same is one JSON object, without secrets and digests."""
+    result = relay("check", folder, "--format", "json")
+    shown = json.loads(result.stdout)
+    assert shown["findings"] == []
+    assert shown["policy"]["keys"] == [{"name": "team-a", "routes": ["(all)"], "limits": {"streams": 1000}}]
+    assert shown["policy"]["routes"][0] == {"name": "auto", "candidates": ["first"], "attempts": 1}
+    assert "0" * 64 not in result.stdout
+    assert ENVIRON["UPSTREAM_KEY"] not in result.stdout
+
+
+def test_findings_name_file_and_line(folder: Path) -> None:
+    """What is wrong comes one a line, as FILE:LINE, and makes the exit code 1."""
+    (folder / "broken.toml").write_text("version = 1\n\n[models.x]\nprovider = 'nobody'\n")
+    result = relay("check", folder)
+    assert result.exit_code == 1
+    (line,) = result.stdout.splitlines()
+    assert line.startswith(f"{folder / 'broken.toml'}:4: error: models.x.provider: ")
+    finding = json.loads(relay("check", folder, "--format", "json").stdout)["findings"][0]
+    assert (finding["file"], finding["line"], finding["key"]) == (str(folder / "broken.toml"), 4, "models.x.provider")
+
+
+def test_a_folder_without_a_set_is_a_finding(tmp_path: Path) -> None:
+    """An empty folder is no policy set, and the message says so."""
+    result = relay("check", tmp_path)
+    assert (result.exit_code, result.stdout) == (1, f"{tmp_path}: No *.toml files in the policy folder {tmp_path}.\n")
+
+
+def test_check_takes_the_folder_from_the_variable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an argument the set that would be served is checked."""
+    monkeypatch.setenv("RELAY_POLICY", str(folder))
+    assert relay("check").exit_code == 0
+
+
+def test_the_schema_is_printed() -> None:
+    """`relay check --schema` prints JSON Schema that knows the tables of a policy."""
+    schema = json.loads(relay("check", "--schema").stdout)
+    assert {"providers", "models", "routes", "keys"} <= schema["properties"].keys()
+
+
+@pytest.mark.parametrize("name", ["team-a", "team.a@example"])
+def test_a_new_key_is_let_in_by_its_lines(name: str, folder: Path) -> None:
+    """What is printed for the policy is TOML that holds and has the SHA-256 of the key that is printed."""
+    result = relay("keys", "new", "--name", name)
+    (key,) = re.findall(r"^rk-[A-Za-z0-9_-]{43}$", result.stdout, flags=re.MULTILINE)
+    lines = result.stdout[result.stdout.index("[keys.") :]
+    assert tomllib.loads(lines) == {"keys": {name: {"sha256": hashlib.sha256(key.encode()).hexdigest()}}}
+    (folder / "policy.toml").write_text(policy(BASE_URL, access={"open": False}))
+    (folder / "keys.toml").write_text(lines)
+    assert relay("check", folder).exit_code == 0
+
+
+def test_keys_differ() -> None:
+    """No two keys are the same."""
+    assert len({relay("keys", "new").stdout for _ in range(20)}) == 20
+
+
+def test_version_says_what_is_running() -> None:
+    """The relay's version comes first."""
+    assert relay("version").stdout.startswith(f"relay {__version__} (Python 3.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("check",), "RELAY_POLICY"),
+        (("check", "/nowhere"), "'/nowhere' does not exist"),
+        (("check", "--format", "xml"), "'xml' is not one of 'table', 'json'"),
+        (("keys", "new", "--name", "a b"), "'a b' is not a name"),
+        (("serve", "--port", "70000"), "70000 is not in the range"),
+        (("serve", "--policy", "/nowhere"), "'/nowhere' does not exist"),
+        (("sreve",), "No such command 'sreve'"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], told: str) -> None:
+    """The message says what was wrong."""
+    result = relay(*arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_serve_says_what_keeps_it_from_serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings that do not hold, and a policy that does not, are findings on the standard error and exit code 1."""
+    result = relay("serve")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("environment: error: RELAY_POLICY: not set; ")
+    (folder / "policy.toml").write_text("version = 'one'\n")
+    monkeypatch.setenv("RELAY_POLICY", str(folder))
+    result = relay("serve")
+    assert result.exit_code == 1
+    assert f"{folder / 'policy.toml'}:1: error: version: " in result.stderr
+
+
+def commands(command: click.Command, *path: str) -> list[tuple[str, ...]]:
+    """Every command, by its path."""
+    inner = command.commands.items() if isinstance(command, click.Group) else ()
+    return [path, *(found for name, child in inner for found in commands(child, *path, name))]
+
+
+@pytest.mark.parametrize("path", commands(main), ids=" ".join)
+def test_help_is_there_for_every_command(path: tuple[str, ...]) -> None:
+    """Each command says what it does; each that does something shows an example that starts with `relay`."""
+    result = relay(*path, "--help")
+    assert result.exit_code == 0
+    if path != ("keys",):
+        assert re.search(r"^ +(RELAY_\w+=\S+ )*relay ", result.stdout.split("Example")[1], flags=re.MULTILINE)
+
+
+def test_every_setting_but_the_secret_is_a_flag() -> None:
+    """`relay serve` can be told on the command line what variables tell it; secrets stay out of process lists."""
+    flags = {parameter.name for parameter in main.commands["serve"].params}
+    assert flags == set(Settings.model_fields) - {"admin_key"}
+
+
+def test_the_module_is_the_command() -> None:
+    """`python -m relay` does what `relay` does."""
+    ran = subprocess.run([sys.executable, "-m", "relay", "version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == relay("version").stdout
