@@ -7,6 +7,7 @@ RelayError
 │   ├── HeadersTooLarge          the headers are over `requests.max_header_bytes`
 │   ├── AuthenticationFailed     no key, or one the policy does not know
 │   ├── PermissionDenied         the key may not use this route
+│   ├── CrossSiteRequest         a web page asks an open relay in a way that needs nobody's leave
 │   ├── UnknownModel             no route matches the model asked for
 │   ├── LimitExceeded            the key's requests, tokens or streams are used up
 │   └── RequestTimeout           the body did not arrive in time
@@ -122,6 +123,14 @@ class PermissionDenied(RequestRejected):
     status = 403
     type = "permission_error"
     code = "route_not_allowed"
+
+
+class CrossSiteRequest(RequestRejected):
+    """A web page asks an open relay without a preflight, so that any page could spend its owner's money."""
+
+    status = 403
+    type = "permission_error"
+    code = "cross_site_request"
 
 
 class UnknownModel(RequestRejected):

@@ -25,6 +25,7 @@ from relay.dialects import DIALECTS
 from relay.errors import (
     AuthenticationFailed,
     ClientGone,
+    CrossSiteRequest,
     DeadlineExceeded,
     HeadersTooLarge,
     InternalError,
@@ -330,6 +331,13 @@ class Exchange:
             raise AuthenticationFailed(
                 "The API key is not known here." if presented else "No API key: send `Authorization: Bearer KEY`."
             )
+        if self._key is None and b"origin" in self._headers:
+            self._check_page()
+
+    def _check_page(self) -> None:
+        """Browsers let any page send a form or plain text anywhere; JSON they send only after asking, and hear no."""
+        if not self._headers.get(b"content-type", b"").startswith(b"application/json"):
+            raise CrossSiteRequest("Without a key, a web page may ask only with `content-type: application/json`.")
 
     async def _serve(self, body: bytes) -> None:
         request = self._request = self._read(body)

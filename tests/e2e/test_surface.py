@@ -131,6 +131,24 @@ async def test_open_policy_serves_everybody(relay, upstream, headers):
     assert [answer.status for answer in answers] == [200, 200]
 
 
+@pytest.mark.parametrize(
+    ("origin", "content_type", "status"),
+    [
+        (True, "text/plain", 403),
+        (True, "application/json", 200),
+        (False, "text/plain", 200),
+    ],
+)
+async def test_web_pages_use_an_open_relay_only_with_the_browsers_leave(relay, upstream, origin, content_type, status):
+    """A page's request that needs no preflight is refused; scripts and SDKs send no origin."""
+    headers = [("content-type", content_type), *([("origin", "https://page.test")] if origin else [])]
+    async with relay(policy(upstream.base_url)) as running:
+        answer = await ask(running.port, post(chat.request_body(), *headers))
+    assert answer.status == status
+    if status == 403:
+        refused(answer, 403, "cross_site_request")
+
+
 # --- what a request may look like ----------------------------------------------------------------------------
 
 LIMITS: dict[str, Any] = {
