@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _PROC = Path("/proc")
+_DEAD = ("Z", "X")
+"""States of a process that has ended but has not been waited for."""
 _READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 10.0
 
@@ -114,7 +116,7 @@ class ProcessTree:
         os.killpg(self.pid, signal.SIGCONT)
 
     def stop(self) -> None:
-        """End all of it: politely, then not."""
+        """End all of it, politely or not, and wait until nothing is left."""
         with suppress(ProcessLookupError):
             self.resume()
             os.killpg(self.pid, signal.SIGTERM)
@@ -123,20 +125,16 @@ class ProcessTree:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        while any(self._pids()):  # a killed process is not gone at once
+            time.sleep(0.01)
 
     def _pids(self) -> Iterator[int]:
-        parents = dict(_parents())
-        wanted = {self.pid}
-        while more := {pid for pid, parent in parents.items() if parent in wanted} - wanted:
-            wanted |= more
-        yield from wanted
-
-
-def _parents() -> Iterator[tuple[int, int]]:
-    for stat in _PROC.glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            pid, rest = stat.read_text().split(" ", 1)
-            yield int(pid), int(rest.rsplit(")", 1)[1].split()[1])
+        """Its processes that are not dead: those of its process group, which descendants inherit."""
+        for stat in _PROC.glob("[0-9]*/stat"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                state, _, group, *_ = stat.read_text().rpartition(")")[2].split()
+                if int(group) == self.pid and state not in _DEAD:
+                    yield int(stat.parent.name)
 
 
 def _rss_bytes(pid: int) -> int:
