@@ -24,12 +24,15 @@ CONTAINER_ONLY = [
 """Modules that need what only a container has. Every other one, also one that is new, must import under Pyodide."""
 
 CONTAINER_ONLY_TESTS = [
+    "tests/bench",
     "tests/contracts/test_transports.py",
     "tests/docs",
     "tests/e2e",
     "tests/portable",
+    "tests/regression",
     "tests/runtimes",
     "tests/servers",
+    "tests/test_cli.py",
     "tests/transports",
 ]
 """Folders and files of tests that need sockets or processes; single tests elsewhere carry the mark `container`."""
