@@ -19,7 +19,7 @@ from tests.servers import chat
 from tests.servers.chat import DONE, HELLO, LAST_CHUNK, ROLE, STOP, USAGE, WORLD, framed
 from tests.servers.client import RawClient, ask, post
 from tests.servers.policies import policy
-from tests.servers.relay import FRONTS, serve
+from tests.servers.relay import serve
 from tests.servers.upstream import (
     Turn,
     Upstream,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from tests.servers.client import Answer
     from tests.servers.relay import Running
     from tests.servers.upstream import Received, Step
+
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
 MB = 1024 * 1024
 FIRST_TOKEN_S, SILENCE_S, TOTAL_S = 15, 20, 600  # the defaults
@@ -244,16 +246,16 @@ async def set_scene_for_one(
         yield Scene(relay, clock, upstream, upstream)
 
 
-@pytest.fixture(params=FRONTS)
-def scene(request):
-    """`set_scene` behind each front."""
-    return partial(set_scene, front=request.param)
+@pytest.fixture
+def scene(front):
+    """`set_scene` behind one front."""
+    return partial(set_scene, front=front)
 
 
-@pytest.fixture(params=FRONTS)
-def one_candidate(request):
-    """`set_scene_for_one` behind each front."""
-    return partial(set_scene_for_one, front=request.param)
+@pytest.fixture
+def one_candidate(front):
+    """`set_scene_for_one` behind one front."""
+    return partial(set_scene_for_one, front=front)
 
 
 def events(body: bytes) -> list[Any]:

@@ -18,7 +18,7 @@ from tests.servers import chat
 from tests.servers.chat import DONE, HELLO, LAST_CHUNK, ROLE, STOP, USAGE, WORLD, framed
 from tests.servers.client import RawClient, ask, get, post
 from tests.servers.policies import UPSTREAM_KEY, policy
-from tests.servers.relay import FRONTS, serve
+from tests.servers.relay import serve
 from tests.servers.upstream import Upstream, always, close, send, stall, until
 
 if TYPE_CHECKING:
@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 
     from tests.servers.client import Answer
 
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
+
 ANSWER = send(chat.whole(chat.completion()))
 STREAM = send(chat.stream_head(), *map(framed, (ROLE, HELLO, WORLD, STOP, USAGE, DONE)), LAST_CHUNK)
 SERVED_STREAM = ROLE + HELLO + WORLD + STOP + DONE
 
 
-@pytest.fixture(params=FRONTS)
-def relay(request):
-    """A relay behind each front."""
-    return partial(serve, front=request.param)
+@pytest.fixture
+def relay(front):
+    """A relay behind one front."""
+    return partial(serve, front=front)
 
 
 @pytest.fixture
