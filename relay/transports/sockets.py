@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 from aiohappyeyeballs import start_connection
 
+from relay.clock import LoopClock
 from relay.errors import ConnectFailed, ConnectionLost, ConnectTimeout, UpstreamProtocolError
 from relay.wire import http1
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from aiohappyeyeballs import AddrInfoType
 
+    from relay.clock import Clock, Timer
     from relay.errors import UpstreamFailure
     from relay.messages import Endpoint, Headers, Origin, UpstreamRequest
     from relay.transports.base import Receiver
@@ -67,11 +69,13 @@ class SocketsTransport:
     Args:
         tls: context for `https` origins; by default the system's trust store (`SSL_CERT_FILE` honoured), with
             certificate and host name checked.
+        clock: what connect timeouts and idle expiry go by.
     """
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, clock: Clock | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._tls = tls or _default_tls()
+        self._clock = clock or LoopClock()
         self._pools: dict[Origin, _Pool] = {}
         self._lanes: dict[Endpoint, tuple[_Pool, bytes]] = {}
         self._closed = False
@@ -112,7 +116,7 @@ class SocketsTransport:
         pool = self._pools.get(origin)
         if pool is None:
             tls = self._tls if origin.scheme == "https" else None
-            pool = self._pools[origin] = _Pool(self._loop, origin, tls)
+            pool = self._pools[origin] = _Pool(self._loop, self._clock, origin, tls)
         if len(self._lanes) >= MAX_LANES:
             self._lanes.clear()
         lane = self._lanes[endpoint] = (pool, head)
@@ -164,7 +168,7 @@ class _Wait:
     def __init__(self, pool: _Pool, call: _Call) -> None:
         self.pool = pool
         self.call = call
-        self.timer = pool.loop.call_later(call.endpoint.connect_timeout_s, self._timed_out)
+        self.timer = pool.clock.call_later(call.endpoint.connect_timeout_s, self._timed_out)
         self.task: asyncio.Task[None] | None = None
         call.wait = self
 
@@ -176,8 +180,9 @@ class _Wait:
             self.task.cancel()
 
     def fail(self, failure: UpstreamFailure) -> None:
-        self.cancel()
-        self.call.receiver.on_failure(failure)
+        if self.call.wait is self:  # else it is over already
+            self.cancel()
+            self.call.receiver.on_failure(failure)
 
     def succeed(self, connection: _Connection) -> None:
         self.call.wait = None
@@ -193,16 +198,19 @@ class _Wait:
 class _Pool:
     """The connections to one origin, and the calls that wait for one."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, origin: Origin, tls: ssl.SSLContext | None) -> None:
-        self.loop = loop
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, clock: Clock, origin: Origin, tls: ssl.SSLContext | None
+    ) -> None:
+        self.clock = clock
         self.idle: dict[_Connection, None] = {}  # an ordered set: last in, first out
         self.waiting: dict[_Wait, None] = {}  # an ordered set: first in, first out
         self.connections: set[_Connection] = set()  # idle and busy
         self._opening: dict[asyncio.Task[None], _Wait] = {}
+        self._loop = loop
         self._origin = origin
         self._tls = tls
         self._addresses: asyncio.Task[Sequence[AddrInfoType]] | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweeper: Timer | None = None
         self._drained: asyncio.Future[None] | None = None  # close() waits for it
 
     def __str__(self) -> str:
@@ -242,12 +250,12 @@ class _Pool:
 
     def release(self, connection: _Connection) -> None:
         """The connection may serve another call."""
-        connection.expires = self.loop.time() + connection.idle_s
+        connection.expires = self.clock.now() + connection.idle_s
         self.idle[connection] = None
         if self.waiting:
             self._serve()
         elif self._sweeper is None:
-            self._sweeper = self.loop.call_later(max(connection.idle_s, SWEEP_S), self._sweep)
+            self._sweeper = self.clock.call_later(max(connection.idle_s, SWEEP_S), self._sweep)
 
     def lost(self, connection: _Connection) -> None:
         """The connection is closed."""
@@ -267,24 +275,24 @@ class _Pool:
                 timer_or_task.cancel()
         await asyncio.gather(*opening, return_exceptions=True)
         if self.connections:
-            self._drained = self.loop.create_future()
+            self._drained = self._loop.create_future()
             for connection in (*self.connections,):
                 connection.break_off(failure)
             await self._drained
 
     def _sweep(self) -> None:
-        now = self.loop.time()
+        now = self.clock.now()
         for connection in [connection for connection in self.idle if connection.expires <= now]:
             del self.idle[connection]
             connection.transport.abort()
         self._sweeper = None
         if self.idle:
             next_s = min(connection.expires for connection in self.idle) - now
-            self._sweeper = self.loop.call_later(max(next_s, SWEEP_S), self._sweep)
+            self._sweeper = self.clock.call_later(max(next_s, SWEEP_S), self._sweep)
 
     def _open(self, wait: _Wait) -> None:
         # Not loop.create_task: an eager task factory would run it, and perhaps fail the call, before send has returned.
-        task = wait.task = asyncio.Task(self._connect(wait), loop=self.loop)
+        task = wait.task = asyncio.Task(self._connect(wait), loop=self._loop)
         self._opening[task] = wait
         task.add_done_callback(self._opened)
 
@@ -306,7 +314,7 @@ class _Pool:
         sock = await start_connection(addresses, happy_eyeballs_delay=SECOND_ADDRESS_S)
         try:
             _probe_when_silent(sock)
-            _, connection = await self.loop.create_connection(
+            _, connection = await self._loop.create_connection(
                 lambda: _Connection(self),
                 sock=sock,
                 ssl=self._tls,
@@ -319,18 +327,18 @@ class _Pool:
 
     async def _resolve(self) -> Sequence[AddrInfoType]:
         if self._addresses is None:
-            self._addresses = asyncio.Task(self._look_up(), loop=self.loop)
+            self._addresses = asyncio.Task(self._look_up(), loop=self._loop)
             self._addresses.add_done_callback(self._looked_up)
         return await asyncio.shield(self._addresses)
 
     async def _look_up(self) -> Sequence[AddrInfoType]:
-        return await self.loop.getaddrinfo(self._origin.host, self._origin.port, type=socket.SOCK_STREAM)
+        return await self._loop.getaddrinfo(self._origin.host, self._origin.port, type=socket.SOCK_STREAM)
 
     def _looked_up(self, addresses: asyncio.Task[Sequence[AddrInfoType]]) -> None:
         if addresses.cancelled() or addresses.exception() is not None:
             self._forget_addresses()
         else:
-            self.loop.call_later(ADDRESSES_S, self._forget_addresses)
+            self.clock.call_later(ADDRESSES_S, self._forget_addresses)
 
     def _forget_addresses(self) -> None:
         self._addresses = None
@@ -362,7 +370,7 @@ class _Connection(asyncio.Protocol):
         self.call: _Call | None = None  # None: idle or closed
         self.reused = False
         self.idle_s = IDLE_S
-        self.expires = 0.0  # loop time until which it may be idle
+        self.expires = 0.0  # on the clock: idle no longer than until then
         # The answer being read:
         self.status = 0  # of the final head, once that is complete
         self.headers: Headers = []  # the head's so far; after the head, trailers

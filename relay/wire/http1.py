@@ -7,7 +7,6 @@ answer's head alike is here too (`unusable`).
 from __future__ import annotations
 
 import re
-from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,8 +22,34 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
-STATUS_LINES = {status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
-"""Status line by code, with the registered reason phrase."""
+_REASONS = {
+    200: b"OK",
+    201: b"Created",
+    202: b"Accepted",
+    204: b"No Content",
+    206: b"Partial Content",
+    304: b"Not Modified",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    409: b"Conflict",
+    413: b"Content Too Large",
+    415: b"Unsupported Media Type",
+    422: b"Unprocessable Content",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+
+STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"")) for status in range(100, 600)}
+"""Status line by code. Rare ones have no reason phrase: it is optional and read by no program (RFC 9112 §4)."""
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _TARGET = re.compile(r"[!-~]+")
@@ -50,33 +75,46 @@ def host_header(scheme: str, host: str, port: int) -> bytes:
 def fixed_headers(endpoint: Endpoint) -> Headers:
     """The headers that each request to an endpoint starts with.
 
-    `host` is added if missing, and so is `accept-encoding: identity`: the relay reads what it passes on, and a
-    compressed stream could only be read by decompressing it.
+    `host` is added if missing, and so is `accept-encoding: identity`: the relay reads what it passes on, and could read
+    a compressed stream only by decompressing it.
 
     Raises:
-        ValueError: a name is not a token, or belongs to the transport (`content-length` and its like), or the
+        ValueError: a name is not a token, a header cannot be sent as it is or belongs to the transport, or the
             origin's host is not ASCII.
     """
     headers = list(endpoint.headers)
     names = {name for name, _ in headers}
     for name in names:
-        if name in _OWNED or not _TOKEN.fullmatch(name):
-            raise ValueError(f"{name!r} cannot be a fixed request header of {endpoint!r}")
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{name!r} is no name for a header")
     if b"host" not in names:
         headers.insert(0, (b"host", host_header(*endpoint.origin)))
     if b"accept-encoding" not in names:
         headers.append((b"accept-encoding", b"identity"))
+    check_request_headers(headers)
     return headers
+
+
+def check_request_headers(headers: Collection[tuple[bytes, bytes]]) -> None:
+    """Let pass what may be sent.
+
+    Raises:
+        ValueError: a header cannot be sent as it is, or belongs to the transport (`content-length` and its like).
+    """
+    for name, _ in headers:
+        if name in _OWNED:
+            raise ValueError(f"the header {name.decode()} is the transport's own business")
+    encode_headers(headers)
 
 
 def request_head(endpoint: Endpoint) -> bytes:
     """All of a POST's head that is the same for each request to an endpoint; `encode_request` adds the rest.
 
     Raises:
-        ValueError: the target or a header cannot be sent as it is.
+        ValueError: the target has characters that must be percent-encoded, or as `fixed_headers`.
     """
     if not _TARGET.fullmatch(endpoint.target):
-        raise ValueError(f"the request target of {endpoint!r} has characters that must be percent-encoded")
+        raise ValueError("the request target has characters that must be percent-encoded")
     return b"POST %b HTTP/1.1\r\n%b" % (endpoint.target.encode(), encode_headers(fixed_headers(endpoint)))
 
 
@@ -89,12 +127,11 @@ def encode_request(head: bytes, headers: Collection[tuple[bytes, bytes]], body: 
         body: may be empty.
 
     Raises:
-        ValueError: a header cannot be sent as it is, or belongs to the transport.
+        ValueError: as `check_request_headers`.
     """
     if not headers:
         return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
-    if not _OWNED.isdisjoint([name for name, _ in headers]):
-        raise ValueError("a request header belongs to the transport")
+    check_request_headers(headers)
     return b"%b%bcontent-length: %d\r\n\r\n%b" % (head, encode_headers(headers), len(body), body)
 
 
@@ -104,11 +141,14 @@ def encode_request(head: bytes, headers: Collection[tuple[bytes, bytes]], body: 
 def response_head(status: int, headers: Collection[tuple[bytes, bytes]]) -> bytes:
     """An answer's head, the empty line included. Framing headers are the caller's.
 
+    Args:
+        status: 100 to 599.
+        headers: in order.
+
     Raises:
         ValueError: a header cannot be sent as it is.
     """
-    line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-    return b"%b%b\r\n" % (line, encode_headers(headers))
+    return b"%b%b\r\n" % (STATUS_LINES[status], encode_headers(headers))
 
 
 def encode_chunk(data: bytes) -> bytes:
@@ -121,8 +161,8 @@ def unusable(status: int, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
     The relay asked for identity. A coded body would reach its readers as noise, so it is refused by name.
     """
-    if status < 200:  # noqa: PLR2004
-        return f"status {status}, which nothing asked for"
+    if not 200 <= status <= 599:  # noqa: PLR2004
+        return f"status {status}, which no final answer has"
     for name, value in headers:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             return f"content-encoding {value[:40]!r} where identity was asked for"

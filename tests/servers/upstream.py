@@ -10,7 +10,7 @@ import asyncio
 import socket
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias, cast
 
 from tests.servers.waiting import Arrivals
 
@@ -129,8 +129,7 @@ class _Connection(asyncio.Protocol):
     gone: asyncio.Event = field(default_factory=asyncio.Event)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self.writable.set()
         self.task = asyncio.get_running_loop().create_task(self._serve())
         self.server.open[self.transport] = self.task
