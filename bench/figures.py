@@ -14,6 +14,8 @@ import msgspec
 
 from bench.programs import LARGE_PROMPT, MEDIUM_PROMPT, SMALL_PROMPT, Answer, LoadReport
 
+_CALM_PER_S = 200
+"""Requests per second that even slow servers can nearly serve, so that all are measured at the same rate."""
 _ALL_AT_ONCE = Answer()
 
 
@@ -26,6 +28,7 @@ class Scenario:
         answer: what the upstream sends.
         stream: ask for a stream.
         connections: closed loop with so many at once, begun one after the other over the length of a stream.
+        rate: instead, an open loop with so many arrivals a second on that many connections at most; 0 for none.
         prompt_bytes: size of the request body.
         seconds: how long new requests are started, times the run's own factor.
         direct: also run without a server; the others' added time is against that.
@@ -35,6 +38,7 @@ class Scenario:
     answer: Answer = _ALL_AT_ONCE
     stream: bool = False
     connections: int = 16
+    rate: float = 0
     prompt_bytes: int = SMALL_PROMPT
     seconds: float = 2.0
     direct: bool = False
@@ -101,6 +105,7 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("json"),
+        Scenario("json-calm", rate=_CALM_PER_S, connections=64, seconds=3.0),
         Scenario("json-32k", prompt_bytes=MEDIUM_PROMPT),
         Scenario("json-1m", prompt_bytes=LARGE_PROMPT, connections=4),
         Scenario("stream-10", stream=True),
@@ -142,6 +147,7 @@ def _chunk(name: str, title: str, short: str, long: str) -> Figure:
 
 FIGURES = (
     Figure("cpu-json", "CPU per non-stream request", "µs", _cpu("json"), ("json",)),
+    Figure("cpu-json-calm", f"… at {_CALM_PER_S} requests/s", "µs", _cpu("json-calm"), ("json-calm",)),
     Figure("cpu-json-32k", "… with a prompt of 32 KB", "µs", _cpu("json-32k"), ("json-32k",)),
     Figure("cpu-json-1m", "… with a prompt of 1 MB", "µs", _cpu("json-1m"), ("json-1m",)),
     Figure("cpu-stream-10", "CPU per 10-chunk stream", "µs", _cpu("stream-10"), ("stream-10",)),

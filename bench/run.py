@@ -38,7 +38,7 @@ _CAPACITY_S = 5.0
 _CAPACITY_ROUNDS = 3
 _PARTS = ("memory", "slow-reader", "capacity")
 """What can be measured besides the figures."""
-_WIDTH = 140
+_WIDTH = 200
 """Columns when the output is no terminal."""
 
 
@@ -75,6 +75,7 @@ class Bench:
         connections, cpu_ns = self.mock.stats().connections, server.cpu_ns()
         seconds = scenario.ramp_s + scenario.seconds * factor
         timing = ["--ramp-s", str(scenario.ramp_s), "--warmup-s", str(scenario.ramp_s), "--seconds", str(seconds)]
+        timing += ["--rate", str(scenario.rate)]
         seen = self._load(server, scenario, scenario.answer, timing)
         used_ns = server.cpu_ns() - cpu_ns
         return Sample(

@@ -5,8 +5,9 @@ stream, and the bytes that they hold for each open stream. A real relay serves a
 process; only frames of `relay/` count, so neither the event loop nor the test's servers are in the numbers. The clock
 stands still: no timer adds to them.
 
-    python -m tests.regression.cost           # what it costs now, against the budget
-    python -m tests.regression.cost --renew   # and make that the budget
+    python -m tests.regression.cost               # what it costs now, against the budget
+    python -m tests.regression.cost --renew       # and make that the budget
+    python -m tests.regression.cost --functions   # what each function costs
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tests.servers.upstream import Upstream, always, send
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-    from types import FrameType
+    from types import CodeType, FrameType
 
     from tests.servers.upstream import Step, Turn
 
@@ -48,16 +49,30 @@ _FEW_CHUNKS, _MANY_CHUNKS = 5, 25
 _OPEN_STREAMS = 50
 
 
-def measure() -> dict[str, Cost]:
-    """All costs, by what they are of."""
+def module_of(code: CodeType) -> str:
+    """The stage that code belongs to."""
+    return _stage(code.co_filename) or code.co_filename
+
+
+def function_of(code: CodeType) -> str:
+    """Finer than a stage."""
+    return f"{module_of(code)}: {code.co_qualname}"
+
+
+def measure(place: Callable[[CodeType], str] = module_of) -> dict[str, Cost]:
+    """All costs, by what they are of and where they arise.
+
+    Args:
+        place: where instructions are counted: `module_of` or `function_of`.
+    """
     whole = chat.whole(chat.completion())
     events = [chat.ROLE, *(chat.chunk({"content": f" word{i}"}) for i in range(8)), chat.STOP, chat.USAGE, chat.DONE]
     stream = chat.stream_head() + b"".join(map(chat.framed, events)) + chat.LAST_CHUNK
-    few, many = (asyncio.run(_count_chunks(count)) for count in (_FEW_CHUNKS, _MANY_CHUNKS))
+    few, many = (asyncio.run(_count_chunks(count, place)) for count in (_FEW_CHUNKS, _MANY_CHUNKS))
     stages = {*few, *many}
     return {
-        "instructions per request": asyncio.run(_count_requests(whole, stream=False)),
-        "instructions per stream of 10 chunks, sent at once": asyncio.run(_count_requests(stream, stream=True)),
+        "instructions per request": asyncio.run(_count_requests(whole, place, stream=False)),
+        "instructions per stream of 10 chunks, sent at once": asyncio.run(_count_requests(stream, place, stream=True)),
         "instructions per chunk": {
             stage: (many.get(stage, 0) - few.get(stage, 0)) / (_MANY_CHUNKS - _FEW_CHUNKS) for stage in stages
         },
@@ -90,7 +105,7 @@ def compare(now: Cost, before: Cost) -> str:
     rows = [(stage, before.get(stage, 0), now.get(stage, 0)) for stage in {*now, *before}]
     rows = sorted((row for row in rows if any(row[1:])), key=lambda row: (row[1] - row[2], row[0]))
     rows.append(("all", sum(before.values()), sum(now.values())))
-    return "\n".join(f"  {stage:<28}{was:>10.1f} -> {is_:>10.1f}  {is_ - was:>+9.1f}" for stage, was, is_ in rows)
+    return "\n".join(f"  {stage:<56}{was:>10.1f} -> {is_:>10.1f}  {is_ - was:>+9.1f}" for stage, was, is_ in rows)
 
 
 # --- scenarios ---------------------------------------------------------------------------------------------
@@ -113,7 +128,7 @@ def _request(*, stream: bool) -> bytes:
     return post(chat.request_body(stream=stream, temperature=0.7, max_tokens=100), ("authorization", f"Bearer {_KEY}"))
 
 
-async def _count_requests(answer: bytes, *, stream: bool) -> Cost:
+async def _count_requests(answer: bytes, place: Callable[[CodeType], str], *, stream: bool) -> Cost:
     """Requests one after the other on one connection, the answer sent in one piece."""
     async with _client_of_relay(send(answer)) as connect, await connect() as client:
 
@@ -123,12 +138,12 @@ async def _count_requests(answer: bytes, *, stream: bool) -> Cost:
                 assert (await client.whole()).complete
 
         await ask(_WARM_UP)
-        with _instructions() as counts:
+        with _instructions(place) as counts:
             await ask(_COUNTED)
     return {stage: count / _COUNTED for stage, count in counts.items()}
 
 
-async def _count_chunks(chunks: int) -> Cost:
+async def _count_chunks(chunks: int, place: Callable[[CodeType], str]) -> Cost:
     """One stream whose chunks come one by one, each after the client has the one before."""
     wanted = asyncio.Semaphore(0)
 
@@ -150,7 +165,7 @@ async def _count_chunks(chunks: int) -> Cost:
 
     async with _client_of_relay(step) as connect, await connect() as client:
         await ask(client)
-        with _instructions() as counts:
+        with _instructions(place) as counts:
             await ask(client)
     return dict(counts)
 
@@ -195,10 +210,10 @@ def _stage(filename: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _instructions() -> Iterator[Counter[str]]:
+def _instructions(place: Callable[[CodeType], str]) -> Iterator[Counter[str]]:
     """Count the instructions that the relay's modules execute meanwhile."""
     counts: Counter[str] = Counter()
-    files: Counter[str] = Counter()
+    codes: Counter[CodeType] = Counter()
 
     def on_call(frame: FrameType, _event: str, _argument: object) -> Callable[..., Any] | None:
         if not frame.f_code.co_filename.startswith(_RELAY):
@@ -208,7 +223,7 @@ def _instructions() -> Iterator[Counter[str]]:
 
     def on_instruction(frame: FrameType, event: str, _argument: object) -> Callable[..., Any]:
         if event == "opcode":
-            files[frame.f_code.co_filename] += 1
+            codes[frame.f_code] += 1
         return on_instruction
 
     before = sys.gettrace()
@@ -217,12 +232,14 @@ def _instructions() -> Iterator[Counter[str]]:
         yield counts
     finally:
         sys.settrace(before)
-        counts.update({_stage(file) or file: count for file, count in files.items()})
+        for code, count in codes.items():
+            counts[place(code)] += count
 
 
 if __name__ == "__main__":
-    agreed = read_budget() if BUDGET.exists() else {}
-    found = measure()
+    by_function = "--functions" in sys.argv[1:]
+    agreed = {} if by_function or not BUDGET.exists() else read_budget()
+    found = measure(function_of if by_function else module_of)
     for name, cost in found.items():
         print(f"{name}\n{compare(cost, agreed.get(name, {}))}")  # noqa: T201 - a program
     if "--renew" in sys.argv[1:]:
