@@ -19,7 +19,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         finish_reason: of the first choice; None if the answer has no choices.
         usage: None if the upstream sent none.
-        output_chars: characters of text in all choices, for an estimate where usage is missing.
+        output_chars: characters of text in all choices, for an estimate; 0 if there is a usage.
     """
 
     finish_reason: str | None

@@ -69,12 +69,15 @@ class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
+_NOTHING = msgspec.Raw()
+
+
 class _Body(msgspec.Struct, gc=False):
-    """A chunk or an answer: one shape serves both."""
+    """A chunk or an answer: one shape serves both. Usage and error are read apart, so that odd ones spoil nothing."""
 
     choices: list[_Choice] | None = None
-    usage: msgspec.Raw = msgspec.Raw()
-    error: msgspec.Raw = msgspec.Raw()
+    usage: msgspec.Raw = _NOTHING
+    error: msgspec.Raw = _NOTHING
 
 
 class _PromptDetails(msgspec.Struct, gc=False):
@@ -113,7 +116,6 @@ _AT_FIELD = re.compile(r"(?:at `\$\.|required field `)(\w+)")
 _read_head = msgspec.json.Decoder(_Head).decode
 _read_body = msgspec.json.Decoder(_Body).decode
 _read_usage = msgspec.json.Decoder(_Usage).decode
-_ABSENT = (b"", b"null")
 
 
 class OpenAIChat:
@@ -178,13 +180,14 @@ class OpenAIChat:
             return Answer(finish_reason=None, usage=None, output_chars=len(body))
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             raise UpstreamProtocolError("The upstream's answer is not JSON.") from None
-        if bytes(answer.error) not in _ABSENT:
+        if answer.error is not _NOTHING and bytes(answer.error) != b"null":
             raise _refused(bytes(answer.error), None, None)
         choices = answer.choices or ()
+        usage = parse_usage(answer.usage)
         return Answer(
             finish_reason=choices[0].finish_reason if choices else None,
-            usage=parse_usage(answer.usage),
-            output_chars=sum(choice.message.size() for choice in choices if choice.message),
+            usage=usage,
+            output_chars=0 if usage else sum(choice.message.size() for choice in choices if choice.message),
         )
 
     def parse_error(self, status: int, headers: Headers, body: bytes) -> UpstreamRefused:
@@ -238,7 +241,7 @@ class ChatStreamReader:
         self._choices = choices
         self._hide_usage = hide_usage
         self._ended: set[int] = set()
-        self._usage = msgspec.Raw()
+        self._usage = _NOTHING
         self.done = False
         self.finished = False
         self.finish_reason: str | None = None
@@ -265,13 +268,16 @@ class ChatStreamReader:
         if whole.find(b"\n\n") == len(whole) - 2 and b"\r" not in whole:  # one event, as nearly always
             return whole if self._take(whole) else b""
         events = split_events(whole)
-        kept = []
-        for event in events:
-            if self._take(event):
-                kept.append(event)
+        hidden = False
+        for index, event in enumerate(events):
+            if not self._take(event):
+                events[index] = b""
+                hidden = True
             if self.done or self.failure is not None:
+                hidden = True
+                del events[index + 1 :]
                 break
-        return whole if len(kept) == len(events) else b"".join(kept)
+        return b"".join(events) if hidden else whole
 
     def end(self) -> bytes:
         """See `StreamReader.end`. A last event whose blank line is missing counts if it is whole."""
@@ -290,14 +296,23 @@ class ChatStreamReader:
         return owed + DONE_EVENT
 
     def _take(self, event: bytes) -> bool:
-        """Read one event; False if the client is not to see it."""
+        """Read one event; False if the client is not to see it.
+
+        Nearly all are one line of JSON behind `data: `, whose line ends JSON takes for white space. What that does not
+        fit is looked at closely.
+        """
+        if event.startswith(b"data: "):
+            try:
+                return self._take_body(_read_body(event[6:]))
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+                pass
         data = event_data(event)
         if data is None:
             return True
         if data == DONE:
             return self._take_done()
         try:
-            body = _read_body(data)
+            return self._take_body(_read_body(data))
         except msgspec.ValidationError:
             # JSON of a shape that is not known here goes on, and counts as output rather than as silence.
             self.output_events += 1
@@ -305,26 +320,35 @@ class ChatStreamReader:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             self.failure = UpstreamProtocolError("The upstream sent an event that is not JSON.")
             return False
-        counts = bytes(body.usage) not in _ABSENT
-        if counts:
-            self._usage = body.usage
-        if bytes(body.error) not in _ABSENT:
+
+    def _take_body(self, body: _Body) -> bool:
+        usage, choices = body.usage, body.choices
+        counted = usage is not _NOTHING and bytes(usage) != b"null"
+        if counted:
+            self._usage = usage
+        if body.error is not _NOTHING and bytes(body.error) != b"null":
             self.failure = _refused(bytes(body.error), None, None)
             return True
-        for choice in body.choices or ():
-            self._take_choice(choice)
-        return not (counts and self._hide_usage and not body.choices)
+        if not choices:
+            return not (counted and self._hide_usage)
+        for choice in choices:
+            if choice.finish_reason is not None:
+                self._end_choice(choice.index, choice.finish_reason)
+            delta = choice.delta
+            if delta is None:
+                continue
+            text = delta.content
+            size = len(text) if text and text.__class__ is str else delta.size()
+            if size:
+                self.output_chars += size
+                self.output_events += 1
+        return True
 
-    def _take_choice(self, choice: _Choice) -> None:
-        size = choice.delta.size() if choice.delta is not None else 0
-        if size:
-            self.output_chars += size
-            self.output_events += 1
-        if choice.finish_reason is not None:
-            if self.finish_reason is None:
-                self.finish_reason = choice.finish_reason
-            self._ended.add(choice.index)
-            self.finished = len(self._ended) >= self._choices
+    def _end_choice(self, index: int, reason: str) -> None:
+        if self.finish_reason is None:
+            self.finish_reason = reason
+        self._ended.add(index)
+        self.finished = len(self._ended) >= self._choices
 
     def _take_done(self) -> bool:
         """`[DONE]` is passed on only where something ended: a dead upstream never becomes a clean end."""
@@ -337,7 +361,7 @@ class ChatStreamReader:
 
 def parse_usage(raw: msgspec.Raw) -> Usage | None:
     """Read a `usage` object; None if it is absent, null or not one."""
-    if bytes(raw) in _ABSENT:
+    if raw is _NOTHING or bytes(raw) == b"null":
         return None
     try:
         usage = _read_usage(raw)
@@ -355,7 +379,7 @@ def parse_usage(raw: msgspec.Raw) -> Usage | None:
 
 def _with_usage(options: msgspec.Raw | None) -> bytes:
     """`stream_options` with `include_usage` on and everything else as it was."""
-    if options is None or bytes(options) in _ABSENT:
+    if options is None or bytes(options) == b"null":
         return b'{"include_usage":true}'
     return splice(bytes(options), read_object(options), {"include_usage": b"true"})
 
