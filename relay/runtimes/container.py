@@ -41,6 +41,8 @@ from relay.stores.memory import MemoryStore
 from relay.telemetry import logs
 from relay.telemetry.events import EventLog
 from relay.telemetry.metrics import Metrics
+from relay.transports.http import HttpTransport
+from relay.transports.select import Split
 from relay.transports.sockets import SocketsTransport
 
 if TYPE_CHECKING:
@@ -198,7 +200,7 @@ async def _serve(
     )
     pipeline = Pipeline(
         load(files, os.environ),
-        transport=SocketsTransport(clock=clock),
+        transport=Split(SocketsTransport(clock=clock), lambda: HttpTransport(clock=clock)),
         store=MemoryStore(),
         observers=(metrics, events),
         clock=clock,
