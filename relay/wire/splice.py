@@ -8,7 +8,7 @@ values (`read_object`), and new values are cut into the client's own bytes (`spl
 from __future__ import annotations
 
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -53,42 +53,39 @@ def splice(
         New JSON text; equal to `body` byte for byte outside of what was changed.
     """
     renames = renames or {}
-    names = [name for name in fields if name in changes or name in renames]
-    places = _find(body, fields, names)
+    present = [name for name in (*changes, *renames) if name in fields]
+    places = _find(body, fields, present)
     if places is None:
         places = _walk(body, fields)
-    if places is None:
-        return _rebuild(fields, changes, renames)
+        if places is None:
+            return _rebuild(fields, changes, renames)
+    cuts: list[tuple[int, int, bytes]] = []
+    added = b""
+    for name, value in changes.items():
+        if name in fields:
+            _, _, start, end = places[name]
+            cuts.append((start, end, value))
+        else:
+            added += b"%b%b:%b" % (b"," if fields or added else b"", msgspec.json.encode(name), value)
+    for name, new_name in renames.items():
+        if name in fields:
+            start, end, _, _ = places[name]
+            cuts.append((start, end, msgspec.json.encode(new_name)))
+    if added:
+        end = len(body[: body.rindex(b"}")].rstrip(_SPACE))
+        cuts.append((end, end, added))
+    cuts.sort()
     pieces: list[bytes] = []
     kept_to = 0
-    for name in names:
-        place = places[name]
-        if name in renames:
-            pieces += (body[kept_to : place.key], msgspec.json.encode(renames[name]))
-            kept_to = place.colon
-        if name in changes:
-            pieces += (body[kept_to : place.value], changes[name])
-            kept_to = place.end
-    end = body.rindex(b"}")
-    while body[end - 1] in _SPACE:
-        end -= 1
-    pieces.append(body[kept_to:end])
-    comma = b"," if fields else b""
-    for name, value in changes.items():
-        if name not in fields:
-            pieces.append(b"%b%b:%b" % (comma, msgspec.json.encode(name), value))
-            comma = b","
-    pieces.append(body[end:])
+    for start, end, new in cuts:
+        pieces += (body[kept_to:start], new)
+        kept_to = end
+    pieces.append(body[kept_to:])
     return b"".join(pieces)
 
 
-class _Place(NamedTuple):
-    """Offsets of a field: of its key's first quote, behind the last one, of its value, and behind that."""
-
-    key: int
-    colon: int
-    value: int
-    end: int
+_Place = tuple[int, int, int, int]
+"""Offsets of a field: of its key's first quote, behind the last one, of its value, and behind that."""
 
 
 def _find(body: bytes, fields: Fields, names: list[str]) -> dict[str, _Place] | None:
@@ -118,7 +115,7 @@ def _walk(body: bytes, fields: Fields) -> dict[str, _Place] | None:
         if not body.startswith(key, start):
             return None
         place = places[name] = _place(body, start, len(key), raw)
-        at = place.end
+        at = place[3]
     return None if body[at : body.rindex(b"}")].strip(_SPACE) else places
 
 
@@ -126,7 +123,7 @@ def _place(body: bytes, key: int, size: int, raw: msgspec.Raw) -> _Place:
     value = body.index(b":", key + size) + 1
     while body[value] in _SPACE:
         value += 1
-    return _Place(key, key + size, value, value + len(memoryview(raw)))
+    return key, key + size, value, value + len(memoryview(raw))
 
 
 def _rebuild(fields: Fields, changes: Mapping[str, bytes], renames: Mapping[str, str]) -> bytes:
