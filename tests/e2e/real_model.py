@@ -115,8 +115,9 @@ class Tap:
 
 @contextlib.asynccontextmanager
 async def tap(model_url: str) -> AsyncIterator[Tap]:
-    """A tap in front of the model while the block runs."""
+    """A tap in front of the model while the block runs, in which the relay must have ended."""
     answer = asyncio.get_running_loop().create_future()
+    closed = asyncio.Event()
 
     async def connected(from_relay: asyncio.StreamReader, to_relay: asyncio.StreamWriter) -> None:
         host, _, port = model_url.removeprefix("http://").partition(":")
@@ -124,7 +125,11 @@ async def tap(model_url: str) -> AsyncIterator[Tap]:
         answer.set_result((from_model, to_relay))
         while data := await from_relay.read(65536):
             to_model.write(data)
-        to_model.close()
+        for writer in (to_model, to_relay):
+            writer.close()
+            await writer.wait_closed()
+        closed.set()
 
     async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
         yield Tap(server.sockets[0].getsockname()[1], answer)
+        await closed.wait()

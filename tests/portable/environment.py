@@ -32,7 +32,8 @@ MARKERS = {
 }
 """What Pyodide 314 answers where a requirement asks about its platform (PEP 508)."""
 
-TEST_REQUIREMENTS = ["pytest", "pytest-asyncio", "hypothesis"]
+TEST_REQUIREMENTS = ["h11", "hypothesis", "pytest", "pytest-asyncio"]
+"""What the portable tests import beyond what they test."""
 
 
 def site_packages() -> Path:
