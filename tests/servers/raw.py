@@ -14,6 +14,7 @@ from tests.servers.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
     from tests.servers.upstream import Answerer, Step, Turn
 
@@ -47,11 +48,16 @@ class RawUpstream(Upstream):
         return self
 
 
-def show(turns: list[Turn]) -> Step:
-    """Give the test the turn itself."""
+def pour(piece: bytes, times: int, blocked: asyncio.Event) -> Step:
+    """Write a piece many times, and tell when the peer first takes no more."""
 
     async def step(turn: Turn) -> None:
-        turns.append(turn)
+        for _ in range(times):
+            turn.transport.write(piece)
+            turn.request.sent += len(piece)
+            if not turn.writable.is_set():
+                blocked.set()
+                await turn.writable.wait()
 
     return step
 
@@ -77,6 +83,10 @@ class Authority:
         self._authority.configure_trust(context)
         return context
 
+    def write(self, path: Path) -> None:
+        """Write the authority's own certificate, as a trust store would hold it."""
+        self._authority.cert_pem.write_to_path(str(path))
+
 
 @contextlib.contextmanager
 def silent_listener() -> Generator[int, None, None]:
@@ -96,7 +106,7 @@ def full_listener() -> Generator[int, None, None]:
         address = listener.getsockname()
         for _ in range(4):
             client = knocking.enter_context(socket.socket())
-            client.setblocking(False)
+            client.setblocking(False)  # noqa: FBT003 the standard library's signature
             with contextlib.suppress(BlockingIOError):
                 client.connect(address)
         yield address[1]
