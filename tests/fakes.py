@@ -38,9 +38,16 @@ class Timer:
 
 
 class FakeClock:
-    """A clock that stands still until a test moves it."""
+    """A clock that stands still until a test moves it.
 
-    def __init__(self, now: float = 1_000.0, wall: float = 1_800_000_000.0) -> None:
+    Args:
+        now: monotonic seconds to begin with.
+        wall: seconds since the Unix epoch at that time.
+        early_s: how much too early timers run: uvloop's may, by up to a millisecond.
+    """
+
+    def __init__(self, now: float = 1_000.0, wall: float = 1_800_000_000.0, early_s: float = 0.0) -> None:
+        self._early_s = early_s
         self._now = now
         self._wall_at_zero = wall - now
         self._timers: list[Timer] = []
@@ -56,7 +63,7 @@ class FakeClock:
 
     def call_later(self, delay_s: float, callback: Callable[[], object]) -> Timer:
         """Run `callback` when the clock has moved by `delay_s`, earlier timers first."""
-        timer = Timer(self._now + delay_s, next(self._numbers), callback)
+        timer = Timer(self._now + delay_s - self._early_s, next(self._numbers), callback)
         heapq.heappush(self._timers, timer)
         return timer
 
