@@ -262,6 +262,16 @@ async def test_body_too_large_is_refused(relay, upstream, chunked):
     assert not len(upstream.received)
 
 
+async def test_client_that_is_still_sending_gets_the_refusal(relay, upstream):
+    """A far larger body is read and dropped, so that the answer is not lost with the connection, which goes on."""
+    async with relay(policy(upstream.base_url, **LIMITS)) as running, await RawClient.connect(running.port) as client:
+        await client.send(post(bytes(32 * 1024 * 1024)))
+        refused(await client.whole(), 413, "request_too_large")
+        await client.send(post(chat.request_body()))
+        answer = await client.whole()
+    assert bytes(answer.body) == chat.completion()
+
+
 async def test_client_that_waits_for_leave_to_send_gets_it(relay, upstream):
     """`Expect: 100-continue` is answered before the body; the body then makes the request."""
     body = chat.request_body()
