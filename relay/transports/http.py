@@ -8,8 +8,9 @@ neither resets a stream that is given up nor forgets it (encode/httpcore#943, #1
 generating for nobody, and the connection would refuse new streams after a hundred of these. To close the connection
 stops every upstream; it must not carry anybody else's stream then.
 
-What httpx2 does not tell cannot be honoured here: whether the first bytes of a head came before a reused connection
-broke (it counts as dead while idle), and whether bytes followed a complete answer.
+Three things are up to httpx2 and weaker than in `sockets.py`: it does not say whether part of a head came before a
+reused connection broke (it counts as dead while idle), nor whether bytes followed a complete answer; and it reads no
+answer before the request has all left.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ FAILURES: dict[type[Exception], type[UpstreamFailure]] = {
     httpx2.RequestError: UpstreamProtocolError,
     httpx2.HTTPError: UpstreamProtocolError,
     httpx2.SSEError: UpstreamProtocolError,
+    ImportError: ConnectFailed,  # SOCKS without the package that speaks it
     Exception: UpstreamProtocolError,  # h2's own come through where httpx2 forgets to translate them
 }
 """What each of the library's exceptions is here. The nearest base class counts."""
@@ -117,10 +119,11 @@ class HttpTransport:
         try:
             lane = self._lane(call.request.endpoint)
             message = _message(call.request)
-        except (ValueError, ImportError, httpx2.InvalidURL) as error:
-            # The text of a ValueError is our own or names a scheme; the others may quote the proxy's URL.
-            reason = error if isinstance(error, ValueError) else type(error).__name__
-            call.fail(ConnectFailed(f"{call.request.endpoint!r}: {reason}"))
+        except httpx2.InvalidURL:
+            call.fail(ConnectFailed(f"{call.request.endpoint!r}: its proxy is no URL"))  # nor to be quoted
+            return
+        except ValueError as error:
+            call.fail(ConnectFailed(f"{call.request.endpoint!r}: {error}"))
             return
         try:
             async with asyncio.timeout(call.request.endpoint.connect_timeout_s) as connecting, lane.room:

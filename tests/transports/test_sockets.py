@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import socket
+import ssl
 import weakref
 
 import pytest
@@ -70,7 +71,8 @@ class Wire:
 
 async def connection():
     """A connection on a `Wire` with a call in flight, its wire and what the call hears."""
-    transport = SocketsTransport(clock=FakeClock())
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one reads the whole trust store
+    transport = SocketsTransport(tls=tls, clock=FakeClock())
     request = request_to(80)
     pool, _ = transport._lane(request.endpoint)
     connection, wire = sockets._Connection(pool), Wire()
