@@ -5,7 +5,7 @@ connection is idle, the request is written there and then: one write, no task, n
 waits: for a connection of its own to be opened, or, at the origin's cap, first come first served for any to be free.
 Bytes that come in go from `data_received` through llhttp to the receiver in the same call stack, and none is kept
 beyond it. What llhttp cuts out of one read (many small chunks, usually) is joined, so that one read of the upstream is
-one write to the client.
+one write to the client. After `pause` no more is read; what the present read brought (256 KB at most) still arrives.
 
 A connection is idle (in `_Pool.idle`, no call), busy (has a call) or closed. It goes back to idle only if the answer
 was complete by its own framing, nothing came after it, the request had left, and the server allows it. Everything else
@@ -103,8 +103,8 @@ class SocketsTransport:
         """See `base.Transport`. Requests sent afterwards fail with ConnectFailed."""
         self._closed = True
         self._lanes.clear()
-        for pool in self._pools.values():
-            await pool.close()
+        pools, self._pools = self._pools, {}
+        await asyncio.gather(*[pool.close() for pool in pools.values()])
 
     def _lane(self, endpoint: Endpoint) -> tuple[_Pool, bytes]:
         if self._closed:
@@ -303,7 +303,7 @@ class _Pool:
     async def _connect(self, wait: _Wait) -> None:
         try:
             connection = await self._dial()
-        except (OSError, ValueError) as error:  # ValueError: a host name that no resolver takes
+        except (OSError, RuntimeError, ValueError) as error:  # uvloop's own, and a name that no resolver takes
             wait.fail(ConnectFailed(f"no connection to {self}: {_reason(error)}"))
         else:
             wait.succeed(connection)
@@ -423,7 +423,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended(exc)
         self.pool.lost(self)
-        del self.parser, self.feed, self.on_body  # they and this object hold each other
+        del self.parser, self.feed  # they hold this object
 
     # --- llhttp calls --------------------------------------------------------------------------------------
 

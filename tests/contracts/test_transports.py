@@ -441,13 +441,17 @@ async def test_connect_timeout_covers_tls(transport):
 # --- backpressure ------------------------------------------------------------------------------------------
 
 
-async def test_paused_receiver_is_felt_by_the_upstream(transport):
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_paused_receiver_is_felt_by_the_upstream(make, scheme):
     """While a call is paused next to nothing arrives and the upstream can write no more; resumed, all arrives."""
+    authority = Authority("127.0.0.1")
+    transport = make(tls=authority.client())
+    tls = authority.server() if scheme == "https" else None
     piece, pieces = b"x" * 65_536, 1_000
     blocked = asyncio.Event()
     head = chat.head(200, ("content-length", str(len(piece) * pieces)))
-    async with Upstream(always(send(head), pour(piece, pieces, blocked))) as upstream:
-        heard = start(transport, request_to(upstream.port), Heard(head=lambda heard: heard.call.pause()))
+    async with RawUpstream(always(send(head), pour(piece, pieces, blocked)), tls=tls) as upstream:
+        heard = start(transport, request_to(upstream.port, scheme=scheme), Heard(head=lambda heard: heard.call.pause()))
         await happens(blocked)
         for _ in range(50):
             await settle()
@@ -456,6 +460,7 @@ async def test_paused_receiver_is_felt_by_the_upstream(transport):
         assert sent < len(piece) * pieces / 2, "sockets on loopback hold a few MB, not half of this"
         heard.call.resume()
         await heard.over()
+        await transport.close()
     assert len(heard.body) == len(piece) * pieces
     assert heard.ended
 

@@ -29,7 +29,6 @@ class Stream:
         self.headers = headers
         self.body = b""
         self.room = asyncio.Event()
-        self.sent = 0
 
     def head(self, status: int, *headers: tuple[bytes, bytes], end: bool = False) -> None:
         """Send the head."""
@@ -40,16 +39,16 @@ class Stream:
     async def data(self, data: bytes, *, end: bool = False) -> None:
         """Send body bytes as the peer's window allows."""
         h2_state = self.connection.h2
-        while data:
-            room = min(h2_state.local_flow_control_window(self.id), h2_state.max_outbound_frame_size, len(data))
+        begin = 0
+        while begin < len(data):
+            room = min(h2_state.local_flow_control_window(self.id), h2_state.max_outbound_frame_size)
             if not room:
                 self.room.clear()
                 await self.room.wait()
                 continue
-            h2_state.send_data(self.id, data[:room])
+            h2_state.send_data(self.id, data[begin : begin + room])
             self.connection.flush()
-            self.sent += room
-            data = data[room:]
+            begin += room
         if end:
             h2_state.end_stream(self.id)
             self.connection.flush()
