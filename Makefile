@@ -27,10 +27,12 @@ check: $(INSTALLED)  ## Lint, types, import rules, docs against code.
 bench: $(INSTALLED)  ## What Relay costs, against nginx; needs two quiet CPUs, cc and about 15 minutes.
 	python -m bench.run --output bench/results/bench.json
 	python -m bench.plots bench/results/bench.json docs/img
+	python -m bench.pages bench/results/bench.json docs/performance.md README.md
 
 bench-peers: $(INSTALLED)  ## The same against other gateways, each installed into .cache/bench first.
 	python -m bench.run --peers --output bench/results/peers.json
 	python -m bench.plots bench/results/peers.json docs/img
+	python -m bench.pages bench/results/peers.json docs/performance.md README.md
 
 lock:  ## Write the lock files anew from pyproject.toml.
 	scripts/lock

@@ -25,8 +25,6 @@ _OTHERS = "#8fa3bf"
 _RELAY = "#e0672d"
 _LINE_COLOURS = {"relay": _RELAY, "relay-single": "#e8a33d", "nginx": "#3f7fbf"}
 _WHOLE_NUMBERS_FROM = 100
-_WITHOUT_PEERS = 3
-"""Servers in a run that has nginx and Relay alone."""
 _ROW = 26
 _FONT = "font-family='system-ui, sans-serif' font-size='13'"
 
@@ -55,7 +53,7 @@ def _pictures(results: report.Results) -> Iterable[tuple[str, str]]:
     )
     for figure, title in bars:
         values = {name: spread.median for name, spread in results.figures.get(figure, {}).items() if spread.median > 0}
-        if len(values) > _WITHOUT_PEERS:
+        if not values.keys() <= report.OWN:
             yield figure, _bars(title, values)
     prompt = {SMALL_PROMPT: "cpu-json", MEDIUM_PROMPT: "cpu-json-32k", LARGE_PROMPT: "cpu-json-1m"}
     if lines := _series(results, prompt):

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from rich.table import Table
@@ -22,6 +22,8 @@ from bench.programs import SMALL_PROMPT
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+OWN = frozenset({"direct", "nginx", "relay", "relay-single"})
+"""Servers of every run; all others are peers."""
 _WHOLE_NUMBERS_FROM = 1000
 """Values this large are shown without a fraction."""
 
@@ -191,17 +193,42 @@ _PEERS_TO_BEAT = (
 )
 
 
-def figures_table(results: Results) -> Table:
+class Grid(NamedTuple):
+    """A table, however it is shown: the first column names the row, the others are numbers or verdicts."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def for_terminal(self) -> Table:
+        """With rich, verdicts in colour."""
+        table = Table(title=self.title, title_justify="left")
+        for number, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if number else "left")
+        for row in self.rows:
+            table.add_row(*(_COLOURS.get(cell, "{}").format(cell) for cell in row))
+        return table
+
+    def markdown(self) -> str:
+        """As a GitHub table."""
+        rule = ["---", *["---:"] * (len(self.columns) - 1)]
+        return "\n".join(f"| {' | '.join(row)} |" for row in [self.columns, rule, *self.rows])
+
+
+_MISSED, _BAR, _STRETCH = "missed", "bar", "stretch"
+_COLOURS = {_MISSED: "[red]{}[/]", _BAR: "[yellow]{}[/]", _STRETCH: "[green]{}[/]"}
+"""How far a target is reached."""
+
+
+def figures_grid(results: Results) -> Grid:
     """Figures by server: medians over the rounds, and how many times nginx's."""
     servers = list(dict.fromkeys(server for spreads in results.figures.values() for server in spreads))
-    table = Table(title="Medians (in brackets: times nginx)", title_justify="left")
-    table.add_column("figure")
-    for server in servers:
-        table.add_column(server, justify="right")
-    for figure in FIGURES:
-        if spreads := results.figures.get(figure.name):
-            table.add_row(f"{figure.title}, {figure.unit}", *(_cell(spreads, server) for server in servers))
-    return table
+    rows = [
+        [f"{figure.title}, {figure.unit}", *(_cell(spreads, server) for server in servers)]
+        for figure in FIGURES
+        if (spreads := results.figures.get(figure.name))
+    ]
+    return Grid("Medians over the rounds, and how many times nginx's", ["figure", *servers], rows)
 
 
 def _cell(spreads: Mapping[str, Spread], server: str) -> str:
@@ -209,53 +236,91 @@ def _cell(spreads: Mapping[str, Spread], server: str) -> str:
         return ""
     value = spreads[server].median
     nginx = spreads.get("nginx")
-    ratio = f" ({value / nginx.median:.2f})" if nginx and nginx.median > 0 and server != "nginx" else ""
-    return f"{value:,.1f}{ratio}" if abs(value) < _WHOLE_NUMBERS_FROM else f"{value:,.0f}{ratio}"
+    ratio = f" ({value / nginx.median:,.2f})" if nginx and nginx.median > 0 and server != "nginx" else ""
+    return f"{_number(value)}{ratio}"
 
 
-def targets_table(results: Results) -> Table:
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if abs(value) < _WHOLE_NUMBERS_FROM else f"{value:,.0f}"
+
+
+def targets_grid(results: Results) -> Grid:
     """Relay against what it promises."""
-    table = Table(title="Targets", title_justify="left")
-    for column in ("target", "Relay", "bar", "stretch", ""):
-        table.add_column(column, justify="left" if column in ("target", "") else "right")
+    rows = []
     for target in TARGETS:
         value = target.read(results)
-        if value is None:
-            continue
-        stretch = "" if target.stretch is None else target.show.format(target.stretch)
-        table.add_row(
-            target.title, target.show.format(value), target.show.format(target.bar), stretch, _verdict(target, value)
-        )
+        if value is not None:
+            stretch = "" if target.stretch is None else target.show.format(target.stretch)
+            rows.append([target.title, target.show.format(value), target.show.format(target.bar), stretch])
+            rows[-1].append(_reached(target, value))
     for peer, level in _PEERS_TO_BEAT:
         mine, theirs = results.median("cpu-json", "relay"), results.median("cpu-json", peer)
         if mine is not None and theirs is not None:
-            verdict = f"[green]{level}[/]" if mine < theirs else f"[red]misses the {level}[/]"
-            table.add_row(f"CPU per request below {peer}", f"{mine:,.0f} µs", f"{theirs:,.0f} µs", "", verdict)
-    return table
+            reached = level if mine < theirs else _MISSED
+            rows.append([f"CPU per request below {peer}", f"{mine:,.0f} µs", f"{theirs:,.0f} µs", "", reached])
+    return Grid("Targets", ["target", "Relay", "bar", "stretch", "reached"], rows)
 
 
-def _verdict(target: Target, value: float) -> str:
+def _reached(target: Target, value: float) -> str:
     if not target.met(value, target.bar):
-        return "[red]misses the bar[/]"
-    return "[green]stretch[/]" if target.stretch is None or target.met(value, target.stretch) else "[yellow]bar[/]"
+        return _MISSED
+    return _STRETCH if target.stretch is None or target.met(value, target.stretch) else _BAR
 
 
-def memory_table(results: Results) -> Table:
+def memory_grid(results: Results) -> Grid:
     """Memory by server."""
-    table = Table(title="Memory", title_justify="left")
-    for column in ("server", "slow streams", "prompt", "complete", "idle MB", "peak MB", "after MB", "KB per stream"):
-        table.add_column(column, justify="left" if column == "server" else "right")
-    for server, runs in results.streams.items():
-        for run in runs:
-            table.add_row(
-                server,
-                f"{run.streams:,}",
-                f"{run.prompt_bytes // 1024:,} KB",
-                f"{run.completed:,}",
-                *(f"{size / 1e6:.1f}" for size in (run.idle_bytes, run.peak_bytes, run.after_bytes)),
-                f"{run.per_stream_bytes / 1e3:.1f}",
-            )
-    return table
+    rows = [
+        [
+            f"{server}, {run.streams:,} streams, prompts of {run.prompt_bytes // 1024:,} KB",
+            f"{run.completed:,}",
+            *(f"{size / 1e6:.1f}" for size in (run.idle_bytes, run.peak_bytes, run.after_bytes)),
+            f"{run.per_stream_bytes / 1e3:,.1f}",
+        ]
+        for server, runs in results.streams.items()
+        for run in runs
+    ]
+    columns = ["slow streams", "completed", "idle, MB", "peak, MB", "2 s after, MB", "per stream, KB"]
+    return Grid("Resident memory", columns, rows)
+
+
+def capacity_grid(results: Results) -> Grid:
+    """Streams per second by server: medians over the rounds."""
+    rows = [
+        [server, f"{statistics.median(run.streams_per_s for run in runs):,.0f}"]
+        for server, runs in results.capacity.items()
+    ]
+    return Grid("LiteLLM's streaming bench", ["server", "streams/s on one CPU"], rows)
+
+
+_HEADLINE = (
+    ("cpu-json", "CPU per request, µs"),
+    ("cpu-stream-10", "CPU per 10-chunk stream, µs"),
+    ("cpu-chunk-8", "CPU per paced chunk, µs"),
+    ("ttft-16-p50", "added TTFT, µs"),
+)
+
+
+def headline_grid(results: Results) -> Grid:
+    """A few figures, one server a line, the cheapest first."""
+    servers = sorted(
+        (server for server in results.figures.get("cpu-json", {}) if server != "relay-single"),
+        key=lambda server: results.median("cpu-json", server) or 0,
+    )
+    rows = []
+    for server in servers:
+        values = [results.median(figure, server) for figure, _ in _HEADLINE]
+        runs = results.capacity.get(server)
+        streams = f"{statistics.median(run.streams_per_s for run in runs):,.0f}" if runs else ""
+        version = results.context.versions.get(server, "")
+        name = f"**{server}**" if server == "relay" else f"{server} {version}".strip()
+        rows.append([name, *("" if value is None else _number(value) for value in values), streams])
+    return Grid("At a glance", ["gateway", *(title for _, title in _HEADLINE), "streams/s per CPU"], rows)
+
+
+def grids(results: Results) -> list[Grid]:
+    """All tables that have rows."""
+    makers = (figures_grid, memory_grid, capacity_grid, targets_grid)
+    return [grid for maker in makers if (grid := maker(results)).rows]
 
 
 def context_of(interpreter: Interpreter, rounds: int, when: str) -> Context:

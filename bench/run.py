@@ -13,6 +13,7 @@ import fnmatch
 import os
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,27 +109,60 @@ def _running(names: Sequence[str], ground: Ground, skipped: dict[str, str]) -> I
             process.stop()
 
 
-def _wanted_scenarios(only: Sequence[str]) -> list[Scenario]:
+@dataclass(frozen=True)
+class _Wanted:
+    """What of the bench is to run: scenarios, scaled by a factor; parts; how often the slow reader."""
+
+    scenarios: list[Scenario]
+    parts: list[str]
+    factor: float
+    times: int
+
+
+def _wanted(only: Sequence[str], factor: float, times: int) -> _Wanted:
+    """All of it, or what `--only` names."""
+    patterns = [name for name in only if name not in _PARTS]
     names = {
         need
         for figure in FIGURES
         for need in figure.needs
-        if not only or any(fnmatch.fnmatch(name, pattern) for name in (figure.name, need) for pattern in only)
+        if not only or any(fnmatch.fnmatch(name, pattern) for name in (figure.name, need) for pattern in patterns)
     }
-    return [scenario for scenario in SCENARIOS.values() if scenario.name in names]
+    return _Wanted(
+        scenarios=[scenario for scenario in SCENARIOS.values() if scenario.name in names],
+        parts=[part for part in _PARTS if not only or part in only],
+        factor=factor,
+        times=times,
+    )
 
 
-def _run_figures(
-    bench: Bench, results: report.Results, scenarios: Sequence[Scenario], factor: float, console: Console
+def _measure(
+    wanted: _Wanted, names: Sequence[str], ground: Ground, mock: Mock, results: report.Results, console: Console
 ) -> None:
+    skipped = results.context.skipped
+    if wanted.scenarios or "capacity" in wanted.parts:
+        with _running(names, ground, skipped) as servers:
+            results.context.versions.update({server.name: server.version for server in servers if server.version})
+            bench = Bench(mock, servers)
+            _run_figures(bench, results, wanted, console)
+            if "capacity" in wanted.parts:
+                _run_capacity(bench, results, console)
+    able = [name for name in names if name not in skipped]
+    if "memory" in wanted.parts:
+        _run_memory(able, ground, mock, results, console)
+    if "slow-reader" in wanted.parts:
+        _run_slow_reader(able, ground, mock, results, wanted.times, console)
+
+
+def _run_figures(bench: Bench, results: report.Results, wanted: _Wanted, console: Console) -> None:
     for number in range(results.context.rounds):
         samples: dict[str, dict[str, Sample]] = {server.name: {} for server in bench.servers}
-        for scenario in scenarios:
+        for scenario in wanted.scenarios:
             line = []
             for server in bench.in_turn(first=number):
                 if server.process is None and not scenario.direct:
                     continue
-                sample = bench.measure(server, scenario, factor)
+                sample = bench.measure(server, scenario, wanted.factor)
                 samples[server.name][scenario.name] = sample
                 value = sample.load.ttft_us.p50 if scenario.direct else sample.cpu_us
                 line.append(f"{server.name} {value:,.0f}")
@@ -169,8 +203,8 @@ def _run_slow_reader(
                     )
 
 
-def _run_capacity(bench: Bench, results: report.Results, rounds: int, console: Console) -> None:
-    for number in range(rounds):
+def _run_capacity(bench: Bench, results: report.Results, console: Console) -> None:
+    for number in range(min(results.context.rounds, _CAPACITY_ROUNDS)):
         for server in bench.in_turn(first=number):
             if server.process is not None:
                 run = measure_capacity(server, bench.mock, _CAPACITY_S)
@@ -178,16 +212,6 @@ def _run_capacity(bench: Bench, results: report.Results, rounds: int, console: C
                 console.print(
                     f"  capacity {number + 1}, {server.name}: {run.streams_per_s:,.0f} streams/s", highlight=False
                 )
-
-
-def _print(results: report.Results, console: Console) -> None:
-    if results.figures:
-        console.print(report.figures_table(results))
-    if results.streams:
-        console.print(report.memory_table(results))
-    console.print(report.targets_table(results))
-    for name, reason in results.context.skipped.items():
-        console.print(f"[red]without {name}[/]: {reason}")
 
 
 @click.command()
@@ -222,37 +246,24 @@ def main(
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) == 1:
         raise click.UsageError("needs two CPUs: one for the server under test, one for the load")
-    parts = [part for part in _PARTS if not only or part in only]
-    figures_only = [name for name in only if name not in _PARTS]
-    scenarios = _wanted_scenarios(figures_only) if figures_only or not only else []
+    wanted = _wanted(only, factor, times)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     share_cpu(cpus[0])
 
     chosen = interpreter.choose(python)
     about = interpreter.describe(chosen)
-    console.print(f"{about}, {len(scenarios)} scenarios, {rounds} rounds", highlight=False)
+    console.print(f"{about}, {len(wanted.scenarios)} scenarios, {rounds} rounds", highlight=False)
     when = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     results = report.Results(report.context_of(about, rounds, when))
-    skipped = results.context.skipped
     mock = Mock()
-    ground = Ground(cpu=cpus[-1], upstream=mock.port, python=chosen)
     try:
-        if scenarios or "capacity" in parts:
-            with _running(names, ground, skipped) as running:
-                results.context.versions.update({server.name: server.version for server in running if server.version})
-                bench = Bench(mock, running)
-                if scenarios:
-                    _run_figures(bench, results, scenarios, factor, console)
-                if "capacity" in parts:
-                    _run_capacity(bench, results, min(rounds, _CAPACITY_ROUNDS), console)
-        able = [name for name in names if name not in skipped]
-        if "memory" in parts:
-            _run_memory(able, ground, mock, results, console)
-        if "slow-reader" in parts:
-            _run_slow_reader(able, ground, mock, results, times, console)
+        _measure(wanted, names, Ground(cpu=cpus[-1], upstream=mock.port, python=chosen), mock, results, console)
     finally:
         mock.stop()
-    _print(results, console)
+    for grid in report.grids(results):
+        console.print(grid.for_terminal())
+    for name, reason in results.context.skipped.items():
+        console.print(f"without {name}: {reason}", style="red", highlight=False)
     if output:
         report.write(results, output)
 

@@ -160,7 +160,8 @@ def relay_environment(python: Path) -> Path:
     """Relay's locked dependencies for that interpreter; Relay itself runs from the working tree."""
     lock = REPOSITORY / "requirements.lock"
     pins = ["--require-hashes", "--requirement", str(lock)]
-    return python_environment(f"relay-{python.parents[2].name}", pins, python=python) / "python"
+    name = "-".join(["relay", *python.resolve().parts[1:]])
+    return python_environment(name, pins, python=python) / "python"
 
 
 def start_relay(ground: Ground) -> list[Server]:

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 from rich.console import Console
 
-from bench import plots, report
+from bench import pages, plots, report
 from bench.capacity import Capacity
 from bench.figures import FIGURES, SCENARIOS, Sample
 from bench.interpreter import Interpreter
@@ -70,20 +70,22 @@ def test_every_figure_reads_scenarios_that_exist():
     assert not set(SERVERS) & set(PEERS)
 
 
-@pytest.mark.parametrize(("cpu_us", "verdict"), [(300, "misses the bar"), (80, "bar"), (20, "stretch")])
+@pytest.mark.parametrize(("cpu_us", "verdict"), [(300, "missed"), (80, "bar"), (20, "stretch")])
 def test_targets_say_what_is_reached(cpu_us, verdict):
     """A target's verdict follows from Relay's median against nginx's."""
     found = results([{"nginx": (10, 0), "relay": (cpu_us, 0)}])
-    line = next(line for line in printed(report.targets_table(found)) if "CPU per non-stream request" in line)
+    line = next(
+        line for line in printed(report.targets_grid(found).for_terminal()) if "CPU per non-stream request" in line
+    )
     assert line.rstrip(" │").endswith(verdict)
 
 
 def test_peers_are_compared():
     """With peers in the run there is a line for each one that Relay must beat."""
     found = results([{"nginx": (10, 0), "relay": (50, 0), "litellm": (9000, 0), "vllm-router": (40, 0)}])
-    lines = [line for line in printed(report.targets_table(found)) if "below" in line]
+    lines = [line for line in printed(report.targets_grid(found).for_terminal()) if "below" in line]
     assert ["litellm" in line and "bar" in line for line in lines] == [True, False]
-    assert "misses the stretch" in lines[1]
+    assert "missed" in lines[1]
 
 
 def full():
@@ -101,11 +103,7 @@ def full():
 def test_all_tables_can_be_printed():
     """Every part of the results has its line."""
     found = full()
-    lines = "\n".join(
-        line
-        for make in (report.figures_table, report.memory_table, report.targets_table)
-        for line in printed(make(found))
-    )
+    lines = "\n".join(line for grid in report.grids(found) for line in printed(grid.for_terminal()))
     for text in ("non-stream", "5,000", "700", "50%", "1.0 MB", "20.0 KB", "80.0 MB"):
         assert text in lines
 
@@ -128,6 +126,21 @@ def test_plots_are_pictures(tmp_path):
         root = ET.parse(path).getroot()  # noqa: S314 - we wrote it
         assert root.find("{http://www.w3.org/2000/svg}title") is not None
         assert "relay" in "".join(root.itertext())
+
+
+def test_pages_are_filled():
+    """Blocks of a page are replaced by tables, those of other runs and all other text stay."""
+    page = "a\n<!-- bench targets -->\nold\n<!-- /bench -->\nb\n<!-- bench peers -->\nold\n<!-- /bench -->\nc\n"
+    alone = pages.fill(page, results([{"nginx": (10, 0), "relay": (20, 0)}]))
+    assert "| CPU per non-stream request | 1.50 x nginx |" in alone
+    assert alone.count("old") == 1
+    with_peers = full()
+    with_peers.context.versions["litellm"] = "1.0"
+    both = pages.fill(alone, with_peers)
+    assert "| litellm 1.0 |" in both
+    assert "old" not in both
+    assert [line for line in both.splitlines() if len(line) == 1] == ["a", "b", "c"]
+    assert pages.fill(both, with_peers) == both
 
 
 def printed(table):
