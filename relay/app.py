@@ -53,8 +53,10 @@ class AsgiClient:
         self._gone = False
         self._news = asyncio.Event()
 
-    def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
         """See `relay.client.Client`."""
+        if length is not None:
+            headers.append((b"content-length", b"%d" % length))
         self._head = {"type": "http.response.start", "status": status, "headers": headers}
         self._news.set()
 
@@ -147,6 +149,7 @@ class ChatEndpoint:
                 exchange.client_gone()
             if client.running is not None:
                 await client.running
+            del client.exchange  # which knows this client: no cycles are left for the collector
 
 
 def create_app(pipeline: Pipeline, *, metrics: Metrics, admin_key: str | None) -> Starlette:

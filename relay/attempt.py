@@ -89,7 +89,7 @@ class Attempt:
         committed: the client has been sent some of it.
         committed_at: when that was; set by the exchange.
         client_told: the client has already been sent the error that ended it.
-        body_ended: the transport has said its last word, so the connection is free again.
+        call: at the transport; None before it was sent, and once the transport has said its last word.
     """
 
     __slots__ = (
@@ -101,7 +101,6 @@ class Attempt:
         "_paused",
         "_quiet_since",
         "_refusal",
-        "body_ended",
         "call",
         "client_told",
         "committed",
@@ -118,7 +117,6 @@ class Attempt:
         self.committed = False
         self.committed_at: float | None = None
         self.client_told = False
-        self.body_ended = False
         self.call: Call | None = None
         self._downstream = downstream
         self._client = downstream.client
@@ -157,7 +155,7 @@ class Attempt:
 
     def on_end(self) -> None:
         """The body is complete by its framing; whether the answer is, the dialect knows."""
-        self.body_ended = True
+        self.call = None
         if self.ended.done():
             return
         if self._refusal is None:
@@ -167,7 +165,7 @@ class Attempt:
 
     def on_failure(self, failure: UpstreamFailure) -> None:
         """The transport gave up."""
-        self.body_ended = True
+        self.call = None
         if not self.ended.done():
             self._break_off(failure)
 
@@ -182,8 +180,9 @@ class Attempt:
 
     def cancel(self) -> None:
         """Close the upstream's connection, unless its answer is complete."""
-        if self.call is not None and not self.body_ended:
-            self.call.cancel()
+        call, self.call = self.call, None
+        if call is not None:
+            call.cancel()
 
     def drain(self, max_bytes: int) -> None:
         """The client has gone: read on for the usage, `max_bytes` at most."""

@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 class Client(Protocol):
     """One response on its way to a client. After the client has gone, writes are dropped silently."""
 
-    def start(self, status: int, headers: Headers) -> None:
-        """The head. Called at most once; without a content-length header the body is chunked."""
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        """The head. Called at most once.
+
+        Args:
+            status: of the answer.
+            headers: in order, without those that frame the body: they are the runtime's. The list is its to keep.
+            length: bytes of the body; None if they are not known yet.
+        """
 
     def write(self, data: bytes) -> None:
         """A piece of the body, never empty, to be sent at once."""

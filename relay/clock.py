@@ -33,13 +33,8 @@ class Clock(Protocol):
 class LoopClock:
     """The running event loop's own clock."""
 
-    def now(self) -> float:
-        """`time.monotonic`, which asyncio and uvloop use as well."""
-        return time.monotonic()
-
-    def wall(self) -> float:
-        """`time.time`."""
-        return time.time()
+    now = staticmethod(time.monotonic)  # what asyncio and uvloop use as well
+    wall = staticmethod(time.time)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         """`loop.call_later` of the loop that runs now."""

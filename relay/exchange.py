@@ -49,6 +49,7 @@ from relay.messages import (
     KeyLimits,
     Origin,
     Outcome,
+    Plan,
     RequestRecord,
     UpstreamRequest,
     Usage,
@@ -102,7 +103,7 @@ class Served:
         forwarded: names of the client's headers that each provider may see, by provider name.
     """
 
-    __slots__ = ("endpoints", "forwarded", "policy", "upstreams")
+    __slots__ = ("_full_plans", "endpoints", "forwarded", "policy", "upstreams")
 
     def __init__(self, policy: Policy, upstreams: Mapping[str, Upstream]) -> None:
         self.policy = policy
@@ -112,6 +113,13 @@ class Served:
             name: frozenset(header.encode("ascii") for header in provider.forward_headers)
             for name, provider in policy.providers.items()
         }
+        self._full_plans = {route: self.plan(route, {"": ""}) for route in policy.routes}
+
+    def plan(self, route: Route, unavailable: Mapping[str, str]) -> Plan:
+        """`relay.policy.decide.plan`, remembered for when every candidate can be asked."""
+        if not unavailable:
+            return self._full_plans[route]
+        return plan(route, unavailable=unavailable, retries=self.policy.retries)
 
 
 def chat_endpoint(provider: Provider) -> Endpoint:
@@ -245,7 +253,7 @@ class Exchange:
         try:
             await self._serve(body)
         except RelayError as caught:
-            error = caught
+            error = caught.with_traceback(None)  # whose frames know the error: no cycles are left for the collector
         except asyncio.CancelledError:
             error = ClientGone("The server gave the request up.")
             raise
@@ -404,22 +412,25 @@ class Exchange:
             if reason := served.upstreams[model.name].unavailable(now):
                 unavailable[model.name] = reason
         failure: RelayError | None = None
-        for planned in plan(route, unavailable=unavailable, retries=retries, rng=pipeline.rng).attempts:
+        for planned in served.plan(route, unavailable).attempts:
             model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]
-            now = pipeline.clock.now()
-            wait_s = max(planned.backoff_s, upstream.not_before - now)
+            backoff_s = pipeline.rng.uniform(0, planned.backoff_s) if planned.backoff_s else 0.0
+            ready_at = max(now + backoff_s, upstream.not_before)
+            wait_s = ready_at - now
             self._deadline = self._arrived_at + model.timeouts.total_s
             if wait_s > retries.max_s or now + wait_s >= self._deadline:
                 continue
             if wait_s > 0:
                 await self._sleep(wait_s)
-            if upstream.unavailable(pipeline.clock.now()):
+                now = max(ready_at, pipeline.clock.now())  # uvloop's timers may run a little early
+            if upstream.unavailable(now):
                 continue
             ended_by = await self._try(request, model, upstream)
             self._check_ending()
             if ended_by is None:
                 return
             failure = ended_by
+            now = pipeline.clock.now()
             if not may_retry(failure) or (self._attempt and self._attempt.committed):
                 break
         raise failure or _none_left(route, unavailable, served.upstreams, now)
@@ -453,7 +464,7 @@ class Exchange:
         finally:
             if failure is not None:
                 attempt.cancel()
-            elif not attempt.body_ended:
+            elif attempt.call is not None:
                 pipeline.clock.call_later(LINGER_S, attempt.cancel)
             self._note(attempt, failure, upstream)
         return failure
@@ -531,21 +542,17 @@ class Exchange:
             return
         trial = attempt.trial
         timing = (trial.started_at - self._arrived_at, attempt.committed_at - trial.started_at)
-        headers = self._answer_head(length)
+        headers = self._answer_head(stream=length is None)
         headers += (
             (b"x-relay-model", trial.model.name.encode()),
             (b"x-relay-attempts", b"%d" % trial.number),
             (b"server-timing", b"relay;dur=%.1f, upstream;dur=%.1f" % (timing[0] * 1000, timing[1] * 1000)),
         )
-        self._start(OK, headers)
+        self._start(OK, headers, length)
 
-    def _answer_head(self, length: int | None) -> Headers:
-        if length is not None:
-            return [
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % length),
-                (b"x-request-id", self.id),
-            ]
+    def _answer_head(self, *, stream: bool) -> Headers:
+        if not stream:
+            return [(b"content-type", b"application/json"), (b"x-request-id", self.id)]
         return [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache, no-transform"),
@@ -553,9 +560,9 @@ class Exchange:
             (b"x-request-id", self.id),
         ]
 
-    def _start(self, status: int, headers: Headers) -> None:
+    def _start(self, status: int, headers: Headers, length: int | None) -> None:
         self._status = status
-        self.client.start(status, headers)
+        self.client.start(status, headers, length)
 
     def _keep_alive(self, now: float, heard_at: float) -> None:
         """A comment, if the policy asks for it and the client has heard nothing for that long."""
@@ -565,7 +572,7 @@ class Exchange:
         if now - max(heard_at, self._kept_alive_at) >= keep_alive_s:
             self._kept_alive_at = now
             if not self._status:
-                self._start(OK, self._answer_head(None))
+                self._start(OK, self._answer_head(stream=True), None)
             self.client.write(b": keep-alive\n\n")
 
     def _answer_error(self, error: RelayError) -> None:
@@ -577,10 +584,10 @@ class Exchange:
             self.client.end(b"" if told else self.dialect.encode_error_event(error))
             return
         body = self.dialect.encode_error(error)
-        headers = self._answer_head(len(body)) + error.headers()
+        headers = self._answer_head(stream=False) + error.headers()
         if self._attempts:
             headers.append((b"x-relay-attempts", b"%d" % len(self._attempts)))
-        self._start(error.http_status, headers)
+        self._start(error.http_status, headers, len(body))
         self.client.end(body)
 
     # --- the end ---
@@ -590,8 +597,9 @@ class Exchange:
         attempt = self._attempt
         if attempt is None or self._request is None:
             return None
-        if attempt.usage is not None or not attempt.output_chars:
-            return attempt.usage
+        usage = attempt.usage
+        if usage is not None or not attempt.output_chars:
+            return usage
         return Usage(
             prompt_tokens=-(-len(self._request.body) // BYTES_PER_TOKEN),
             completion_tokens=-(-attempt.output_chars // BYTES_PER_TOKEN),
@@ -634,6 +642,7 @@ class Exchange:
             duration_s=self._pipeline.clock.now() - self._arrived_at,
             policy=self._served.policy.version,
         )
+        self._attempt = None  # which knows this exchange: no cycles are left for the collector
         self._pipeline.close_exchange(self, record)
 
 

@@ -137,7 +137,7 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         model: name of the policy's model.
         number: 1 for the first.
-        backoff_s: seconds to wait before it starts, full jitter already drawn.
+        backoff_s: the longest wait before it starts, seconds; how much of it, chance decides (full jitter).
     """
 
     model: str

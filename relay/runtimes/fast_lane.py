@@ -71,10 +71,11 @@ class FastLaneClient:
     def set(self) -> None:
         """See `message_event`."""
 
-    def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
         """See `relay.client.Client`."""
-        if any(name == b"content-length" for name, _ in headers):
+        if length is not None:
             self._chunked = False
+            headers.append((b"content-length", b"%d" % length))
         elif self._chunked:
             headers.append((b"transfer-encoding", b"chunked"))
         if not self.keep_alive:
@@ -149,7 +150,7 @@ class FastLane(BoundedProtocol):
         client.body.append(body)
         client.body_bytes += len(body)
         if client.body_bytes > client.exchange.max_body_bytes:
-            client.keep_alive = False  # what else it sends of this body is not read
+            # What else comes of this body is dropped. To close now would reset the connection, and lose the answer.
             client.exchange.refuse(body_too_large(client.exchange.max_body_bytes))
 
     def on_message_complete(self) -> None:
@@ -169,6 +170,7 @@ class FastLane(BoundedProtocol):
         """The answer has been written: make ready for the next request."""
         if client is self._lane:
             self._lane = None
+        client.exchange = None  # which knows this client: no cycles are left for the collector
         if not client.keep_alive:
             self.transport.close()
         self.on_response_complete()
@@ -194,6 +196,8 @@ class FastLane(BoundedProtocol):
         if client is not None and client.exchange is not None:
             client.disconnected = True
             client.exchange.client_gone()
+            client.exchange = None
+        self.cycle = None
 
     # --- inner steps ---
 
