@@ -35,9 +35,10 @@ TRANSPORTS: dict[str, Callable[..., Transport]] = {"sockets": SocketsTransport, 
 ANSWER = chat.whole(b'{"id":"c1"}')
 
 
-@pytest.fixture(params=TRANSPORTS.values(), ids=TRANSPORTS.keys())
+@pytest.fixture(params=list(TRANSPORTS.values()), ids=list(TRANSPORTS))
 def make(request: pytest.FixtureRequest) -> Callable[..., Transport]:
-    return request.param
+    chosen: Callable[..., Transport] = request.param
+    return chosen
 
 
 @pytest.fixture

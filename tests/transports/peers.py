@@ -15,7 +15,7 @@ from tests.servers.waiting import Arrivals
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
     from relay.messages import Headers
 
@@ -108,7 +108,7 @@ class H2Server:
         tls: server context that offers h2.
     """
 
-    def __init__(self, answer: Callable[[Stream], Awaitable[None]], tls: ssl.SSLContext) -> None:
+    def __init__(self, answer: Callable[[Stream], Coroutine[None, None, None]], tls: ssl.SSLContext) -> None:
         self.answer = answer
         self.tls = tls
         self.connections: list[_H2Connection] = []

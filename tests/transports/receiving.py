@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relay.messages import Endpoint, Origin, UpstreamRequest
 from tests.servers.waiting import happens
@@ -116,7 +116,7 @@ def request_to(
     *headers: tuple[bytes, bytes],
     scheme: str = "http",
     host: str = "127.0.0.1",
-    **settings: object,
+    **settings: Any,
 ) -> UpstreamRequest:
     """A request to an endpoint of its own."""
     fixed = ((b"content-type", b"application/json"), (b"authorization", b"Bearer sk-secret"))

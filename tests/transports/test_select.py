@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from relay.errors import ConnectFailed
 from relay.messages import Endpoint, Origin, UpstreamRequest
 from relay.transports.select import Split
@@ -23,7 +25,7 @@ class Noting:
         self.closed = True
 
 
-def request(**settings: object) -> UpstreamRequest:
+def request(**settings: Any) -> UpstreamRequest:
     return UpstreamRequest(Endpoint(Origin("https", "api.example", 443), "/", (), **settings), (), b"")
 
 

@@ -52,10 +52,11 @@ async def ask(transport, request):
 # --- what was read -----------------------------------------------------------------------------------------
 
 
-class Wire:
+class Wire(asyncio.Transport):
     """The transport under a connection, without a socket."""
 
     def __init__(self):
+        super().__init__()
         self.written = []
         self.open = True
 

@@ -24,6 +24,7 @@ def read_request(raw: bytes) -> tuple[h11.Request, bytes]:
     server = h11.Connection(h11.SERVER)
     server.receive_data(raw)
     head, body = server.next_event(), b""
+    assert isinstance(head, h11.Request)
     while isinstance(event := server.next_event(), h11.Data):
         body += event.data
     assert isinstance(event, h11.EndOfMessage)
@@ -120,8 +121,9 @@ def test_answer_is_read_as_it_was_meant(status, headers, chunks):
     for chunk in chunks:
         client.receive_data(http1.encode_chunk(chunk))
         received = b""
-        while (event := client.next_event()) is not h11.NEED_DATA:
+        while isinstance(event := client.next_event(), h11.Data):
             received += event.data
+        assert event is h11.NEED_DATA
         assert received == chunk
     client.receive_data(http1.LAST_CHUNK)
     assert isinstance(client.next_event(), h11.EndOfMessage)
