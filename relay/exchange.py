@@ -411,6 +411,10 @@ class Exchange:
         for model in route.candidates:
             if reason := served.upstreams[model.name].unavailable(now):
                 unavailable[model.name] = reason
+        if len(unavailable) == len(route.candidates):  # nobody at once: then leave out who is not worth waiting for
+            for name, reason in list(unavailable.items()):
+                if reason == "retry_after" and served.upstreams[name].free_in_s(now) <= retries.max_s:
+                    del unavailable[name]
         failure: RelayError | None = None
         for planned in served.plan(route, unavailable).attempts:
             model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]

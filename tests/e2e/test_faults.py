@@ -567,6 +567,18 @@ async def test_second_attempt_waits_as_long_as_the_upstream_asks(one_candidate):
     assert bytes(answer.body) == SERVED_STREAM
 
 
+async def test_other_requests_wait_as_long_as_the_only_upstream_asks(one_candidate):
+    """A short Retry-After is worth waiting for, also for those who come later."""
+    async with one_candidate([refusal(429, "3")], HEALTHY_STREAM, HEALTHY_STREAM, attempts=1) as on:
+        assert (await on.ask(stream=True)).status == 429
+        asking = asyncio.create_task(ask(on.relay.port, post(chat.request_body(stream=True))))
+        await settle()
+        await on.clock.advance(2.9)
+        assert len(on.failing.received) == 1
+        await on.clock.advance(0.2)
+        assert bytes((await asking).body) == SERVED_STREAM
+
+
 async def test_upstream_that_asks_for_too_long_is_left_alone(one_candidate):
     """Nobody waits an hour: the client gets the 429 with its Retry-After, and so does the next one, unasked."""
     async with one_candidate([refusal(429, "60")]) as on:
