@@ -267,7 +267,7 @@ class _Pool:
     async def close(self) -> None:
         """Close every connection and fail every call."""
         failure = ConnectionLost(f"the connection to {self} was closed: the relay is shutting down")
-        opening = [*self._opening]
+        opening = tuple(self._opening)
         for wait in (*self.waiting, *self._opening.values()):
             wait.fail(failure)
         for timer_or_task in (self._sweeper, self._addresses):
@@ -276,7 +276,7 @@ class _Pool:
         await asyncio.gather(*opening, return_exceptions=True)
         if self.connections:
             self._drained = self._loop.create_future()
-            for connection in (*self.connections,):
+            for connection in tuple(self.connections):
                 connection.break_off(failure)
             await self._drained
 
