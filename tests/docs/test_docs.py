@@ -178,3 +178,11 @@ def test_make_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     declared = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()
     assert re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE) == declared
+
+
+def test_parts() -> None:
+    """The architecture page names every part there is."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    parts = re.findall(r"^```\n(relay/.*?)^```", text, re.MULTILINE | re.DOTALL)[0]
+    existing = {path.name for path in (ROOT / "relay").glob("[a-z]*") if path.suffix == ".py" or path.is_dir()}
+    assert existing == {name.rstrip("/") for name in re.findall(r"\b[a-z_]+(?:\.py|/)", parts)} - {"relay"}
