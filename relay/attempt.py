@@ -7,13 +7,16 @@ what went wrong.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from relay.errors import (
     ClientGone,
+    ConnectFailed,
     ConnectionLost,
+    ConnectTimeout,
     FirstTokenTimeout,
     RelayError,
     SilenceTimeout,
@@ -42,6 +45,16 @@ MAX_HELD_BYTES = 1024 * 1024
 """Of a stream before its first real output: role chunks and pings, a few hundred bytes as a rule."""
 
 OK = 200
+
+_TOLD: dict[type[UpstreamFailure], str] = {
+    ConnectFailed: "cannot be reached",
+    ConnectTimeout: "did not take a connection in time",
+    ConnectionLost: "closed the connection before its answer was complete",
+    UpstreamProtocolError: "sent what is not an HTTP answer that can be passed on",
+}
+"""What a client is told of a transport's failure."""
+
+_log = logging.getLogger("relay")
 
 
 class Downstream(Protocol):
@@ -164,10 +177,15 @@ class Attempt:
             self.fail(self._refused(self._refusal))
 
     def on_failure(self, failure: UpstreamFailure) -> None:
-        """The transport gave up."""
+        """The transport gave up. Its words name hosts and ports: they are for the log, not for the client."""
         self.call = None
         if not self.ended.done():
-            self._break_off(failure)
+            model = self.trial.model.name
+            fields = {"model": model, "error": failure.code}
+            _log.warning(
+                "attempt on %s: %s", model, failure.message, extra={"event": "attempt_failed", "fields": fields}
+            )
+            self._break_off(type(failure)(f"The upstream of {model!r} {_TOLD[type(failure)]}."))
 
     # --- what the exchange tells ---
 

@@ -115,6 +115,21 @@ class Served:
         }
         self._full_plans = {route: self.plan(route, {"": ""}) for route in policy.routes}
 
+    def unavailable(self, route: Route, now: float) -> Mapping[str, str]:
+        """Candidates that are not to be asked, and why. If that is all of them, those worth waiting for are not in."""
+        reasons = {}
+        for model in route.candidates:
+            if reason := self.upstreams[model.name].unavailable(now):
+                reasons[model.name] = reason
+        if len(reasons) < len(route.candidates):
+            return reasons
+        longest_s = self.policy.retries.max_s
+        return {
+            name: reason
+            for name, reason in reasons.items()
+            if reason != "retry_after" or self.upstreams[name].free_in_s(now) > longest_s
+        }
+
     def plan(self, route: Route, unavailable: Mapping[str, str]) -> Plan:
         """`relay.policy.decide.plan`, remembered for when every candidate can be asked."""
         if not unavailable:
@@ -407,14 +422,7 @@ class Exchange:
         served, pipeline = self._served, self._pipeline
         now = pipeline.clock.now()
         retries = served.policy.retries
-        unavailable = {}
-        for model in route.candidates:
-            if reason := served.upstreams[model.name].unavailable(now):
-                unavailable[model.name] = reason
-        if len(unavailable) == len(route.candidates):  # nobody at once: then leave out who is not worth waiting for
-            for name, reason in list(unavailable.items()):
-                if reason == "retry_after" and served.upstreams[name].free_in_s(now) <= retries.max_s:
-                    del unavailable[name]
+        unavailable = served.unavailable(route, now)
         failure: RelayError | None = None
         for planned in served.plan(route, unavailable).attempts:
             model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]
