@@ -23,9 +23,9 @@ _ANSWER = Answer(chunks=31, separate=True, first_us=10_000)
 _TTFB_P95_US = 100_000
 _TOTAL_P95_US = 200_000
 _CONNECTIONS = 4096
-_FIRST_RATE = 16.0
-_PRECISION = 0.03
-_WARMUP_S = 1.0
+_FIRST_RATE = 64.0
+_PRECISION = 0.05
+_WARMUP_S = 0.5
 
 
 class Trial(msgspec.Struct, frozen=True):
