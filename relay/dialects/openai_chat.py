@@ -115,6 +115,7 @@ class _Head(msgspec.Struct, gc=False):
 _AT_FIELD = re.compile(r"(?:at `\$\.|required field `)(\w+)")
 _read_head = msgspec.json.Decoder(_Head).decode
 _read_body = msgspec.json.Decoder(_Body).decode
+_read_bodies = msgspec.json.Decoder(list[_Body]).decode
 _read_usage = msgspec.json.Decoder(_Usage).decode
 
 
@@ -267,17 +268,37 @@ class ChatStreamReader:
             return b""
         if whole.find(b"\n\n") == len(whole) - 2 and b"\r" not in whole:  # one event, as nearly always
             return whole if self._take(whole) else b""
-        events = split_events(whole)
-        hidden = False
-        for index, event in enumerate(events):
-            if not self._take(event):
-                events[index] = b""
-                hidden = True
-            if self.done or self.failure is not None:
-                hidden = True
-                del events[index + 1 :]
+        bodies = _read_together(whole)
+        return self._take_each(whole) if bodies is None else self._take_together(whole, bodies)
+
+    def _take_together(self, whole: bytes, bodies: list[_Body]) -> bytes:
+        """Events that were read in one go; a `[DONE]` may follow them."""
+        hidden = []
+        taken = 0
+        for body in bodies:
+            if not self._take_body(body):
+                hidden.append(taken)
+            taken += 1
+            if self.failure is not None:
                 break
-        return b"".join(events) if hidden else whole
+        if self.failure is None and whole.endswith(DONE_EVENT):
+            if not self._take_done():
+                hidden.append(taken)
+            taken += 1
+        if self.failure is None and not hidden:
+            return whole
+        events = split_events(whole)[:taken]
+        return b"".join(event for index, event in enumerate(events) if index not in hidden)
+
+    def _take_each(self, whole: bytes) -> bytes:
+        """Events of any form, one by one."""
+        kept = []
+        for event in split_events(whole):
+            if self._take(event):
+                kept.append(event)
+            if self.done or self.failure is not None:
+                break
+        return b"".join(kept)
 
     def end(self) -> bytes:
         """See `StreamReader.end`. A last event whose blank line is missing counts if it is whole."""
@@ -357,6 +378,18 @@ class ChatStreamReader:
         self.finished = True
         self.done = True
         return True
+
+
+def _read_together(whole: bytes) -> list[_Body] | None:
+    """Events as one JSON array, in one call; None unless each is one line behind `data: `, but for a last `[DONE]`."""
+    if b"\r" in whole or not whole.startswith(b"data: "):
+        return None
+    lines = whole.removesuffix(DONE_EVENT)
+    try:
+        bodies = _read_bodies(b"[%b]" % lines[6:-2].replace(b"\n\ndata: ", b","))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    return bodies if len(bodies) == lines.count(b"\n\n") else None  # else what is JSON together is not JSON apart
 
 
 def parse_usage(raw: msgspec.Raw) -> Usage | None:

@@ -184,6 +184,13 @@ class TestStreams:
         assert reader.feed(TOKEN + b"data: {nope\n\n" + TOKEN) == TOKEN
         assert isinstance(reader.failure, UpstreamProtocolError)
 
+    @pytest.mark.parametrize("torn", [b'data: {"x":[1\n\ndata: 2]}\n\n', b"data: {},{}\n\n" + TOKEN])
+    def test_what_is_json_together_is_not_json_apart(self, torn):
+        """Events are read together only where that says the same as reading each."""
+        reader = self.reader()
+        assert reader.feed(TOKEN + torn) == TOKEN
+        assert isinstance(reader.failure, UpstreamProtocolError)
+
     def test_unknown_shapes_go_on(self):
         """JSON of an unknown shape, comments and unknown fields are passed on."""
         odd = b'data: {"choices":"none"}\n\n: ping\n\nnonsense\n\ndata: {"x":1}\n\n'
