@@ -25,7 +25,7 @@ def _context(results: report.Results) -> str:
     context = results.context
     return (
         f"{context.when[:10]}, commit {context.commit}, {context.interpreter}, {context.machine}, "
-        f"{context.rounds} rounds.\n"
+        f"{context.rounds} round(s).\n"
     )
 
 

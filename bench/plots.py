@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _INK = "#7d8590"
 _OTHERS = "#8fa3bf"
 _RELAY = "#e0672d"
-_LINE_COLOURS = {"relay": _RELAY, "relay-single": "#e8a33d", "nginx": "#3f7fbf"}
+_LINE_COLOURS = {"relay": _RELAY, "nginx": "#3f7fbf"}
 _WHOLE_NUMBERS_FROM = 100
 _ROW = 26
 _FONT = "font-family='system-ui, sans-serif' font-size='13'"
