@@ -99,6 +99,7 @@ class Attempt:
         trial: what was known when it started.
         ended: resolves once; None if the answer was served.
         status: HTTP status of the upstream's answer; None before it came.
+        head: headers of the upstream's answer; empty before they came.
         committed: the client has been sent some of it.
         committed_at: when that was; set by the exchange.
         client_told: the client has already been sent the error that ended it.
@@ -109,7 +110,6 @@ class Attempt:
         "_client",
         "_downstream",
         "_drain_left",
-        "_head",
         "_heard",
         "_paused",
         "_quiet_since",
@@ -119,6 +119,7 @@ class Attempt:
         "committed",
         "committed_at",
         "ended",
+        "head",
         "status",
         "trial",
     )
@@ -137,7 +138,7 @@ class Attempt:
         self._quiet_since = trial.started_at
         self._paused = False
         self._drain_left: int | None = None
-        self._head: Headers = []
+        self.head: Headers = []
         self._refusal: list[bytes] | None = None  # body of an error answer, while it comes in
 
     # --- what the transport tells ---
@@ -145,9 +146,9 @@ class Attempt:
     def on_head(self, status: int, headers: Headers) -> None:
         """The head alone is no output: nothing goes to the client yet."""
         self.status = status
+        self.head = headers
         self._heard = True
         if status != OK or not self._accepts(headers):
-            self._head = headers
             self._refusal = []
 
     def on_body(self, data: bytes) -> None:
@@ -266,7 +267,7 @@ class Attempt:
         raise NotImplementedError
 
     def _refused(self, body: list[bytes]) -> UpstreamRefused:
-        return self._downstream.dialect.parse_error(self.status or 0, self._head, b"".join(body))
+        return self._downstream.dialect.parse_error(self.status or 0, self.head, b"".join(body))
 
     def _silent_for(self, now: float) -> SilenceTimeout | None:
         limit_s = self.trial.model.timeouts.silence_s
@@ -281,15 +282,21 @@ class Attempt:
 
 
 class StreamAttempt(Attempt):
-    """A stream. Held until its first real output, then passed on as it comes."""
+    """A stream. Held until its first real output, then passed on as it comes.
 
-    __slots__ = ("_held", "reader")
+    Attributes:
+        reader: reads the stream.
+        late_at_s: age at which its wait is news again; 0 before it was the first time.
+    """
+
+    __slots__ = ("_held", "late_at_s", "reader")
 
     def __init__(
         self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None], reader: StreamReader
     ) -> None:
         super().__init__(downstream, trial, ended)
         self.reader = reader
+        self.late_at_s = 0.0
         self._held: list[bytes] = []
 
     @property

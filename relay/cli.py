@@ -26,6 +26,7 @@ from relay.policy import load
 from relay.policy.json_schema import json_schema
 from relay.policy.schema import NAME, PATTERN_WORDS
 from relay.runtimes.policy_files import read_folder
+from relay.runtimes.prices import list_price
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +140,7 @@ def _checked(folder: Path) -> tuple[Policy | None, Sequence[Finding]]:
         files = read_folder(folder)
     except ConfigurationError as error:
         return None, [Finding(str(folder), 0, "", error.message)]
-    return load.check(files, os.environ)
+    return load.check(files, os.environ, price_of=list_price)
 
 
 def _summary(policy: Policy) -> dict[str, Any]:

@@ -33,6 +33,7 @@ calls it (outcome) and whether another attempt may follow is the class's own row
 
 from __future__ import annotations
 
+import re
 from math import ceil
 from typing import TYPE_CHECKING, ClassVar
 
@@ -288,6 +289,17 @@ request, so another candidate is worth trying. 400, 413 and 422 would fail anywh
 """
 
 
+_CLIENTS_FAULT = frozenset({400, 405, 406, 411, 413, 414, 415, 422})
+_TOO_LONG_STATUS = frozenset({400, 413, 422})
+_TOO_LONG = re.compile(
+    r"context.?(length|window|size|limit)"  # OpenAI, vLLM, OpenRouter, Groq; llama.cpp; Anthropic with a limit set
+    r"|prompt is too long"  # Anthropic
+    r"|input (is too long|tokens exceeded|token count)",  # Bedrock, Gemini
+    re.IGNORECASE,
+)
+"""How providers say that a prompt is longer than the model's context; only OpenAI's has a code."""
+
+
 class UpstreamRefused(UpstreamFailure):
     """The upstream answered with an error, as a status or as an event in the stream.
 
@@ -323,6 +335,18 @@ class UpstreamRefused(UpstreamFailure):
         """Of error statuses, those in `RETRYABLE_STATUS`; error events, errors under a 200 and redirects always."""
         status = self.upstream_status
         return status is None or status < 400 or status in RETRYABLE_STATUS  # noqa: PLR2004
+
+    @property
+    def clients_fault(self) -> bool:
+        """The upstream is well, and the request is not."""
+        return self.upstream_status in _CLIENTS_FAULT
+
+    @property
+    def too_long(self) -> bool:
+        """The prompt does not fit the model's context: one with a larger context may serve it."""
+        return self.upstream_status in _TOO_LONG_STATUS and (
+            self.upstream_code == "context_length_exceeded" or _TOO_LONG.search(self.message) is not None
+        )
 
     @property
     def http_status(self) -> int:

@@ -39,11 +39,14 @@ from relay.errors import (
     Unavailable,
     UnknownModel,
     UpstreamFailure,
+    UpstreamRefused,
     may_retry,
 )
+from relay.messages import Attempt as Planned
 from relay.messages import (
     AttemptRecord,
     ChatRequest,
+    Decision,
     Endpoint,
     Headers,
     KeyLimits,
@@ -53,9 +56,11 @@ from relay.messages import (
     RequestRecord,
     UpstreamRequest,
     Usage,
+    Wants,
 )
-from relay.policy.decide import plan
+from relay.policy.decide import PREFERENCES, Chooser, plan, schedule
 from relay.stores.base import Ask, Lease, Refusal
+from relay.upstreams import PASSING
 from relay.wire.splice import depth
 
 if TYPE_CHECKING:
@@ -82,6 +87,15 @@ BYTES_PER_TOKEN = 4
 ANSWER_TOKENS = 1024
 """What is reserved for an answer without a limit; 97 of 100 answers are shorter."""
 
+LATE = 0.9
+"""Quantile of a model's TTFT at which a wait counts as news; and again each time that it has doubled."""
+
+USUAL_ANSWER_TOKENS = 320
+"""What an answer is expected to have when candidates are compared: the mean of some thousand answers."""
+
+PREFER = b"x-relay-prefer"
+"""Header by which a client says what matters to it."""
+
 SHOWN_NAME = 80
 """Characters of a model name that are repeated in an error; a client may send anything as one."""
 
@@ -99,15 +113,17 @@ class Served:
     Attributes:
         policy: the set.
         upstreams: live state by model name.
+        choosers: who decides, by name of those routes that leave something to decide.
         endpoints: where each provider answers chat requests, by provider name.
         forwarded: names of the client's headers that each provider may see, by provider name.
     """
 
-    __slots__ = ("_full_plans", "endpoints", "forwarded", "policy", "upstreams")
+    __slots__ = ("_full_plans", "choosers", "endpoints", "forwarded", "policy", "upstreams")
 
     def __init__(self, policy: Policy, upstreams: Mapping[str, Upstream]) -> None:
         self.policy = policy
         self.upstreams = upstreams
+        self.choosers = {route.name: Chooser(route, upstreams) for route in policy.routes if route.judged}
         self.endpoints = {name: chat_endpoint(provider) for name, provider in policy.providers.items()}
         self.forwarded = {
             name: frozenset(header.encode("ascii") for header in provider.forward_headers)
@@ -123,12 +139,17 @@ class Served:
                 reasons[model.name] = reason
         if len(reasons) < len(route.candidates):
             return reasons
+        waiting = self.worth_waiting_for(route, reasons, now)
+        return {name: reason for name, reason in reasons.items() if name not in waiting}
+
+    def worth_waiting_for(self, route: Route, reasons: Mapping[str, str], now: float) -> tuple[str, ...]:
+        """Of candidates that are not to be asked now: who may be soon enough, after its own Retry-After."""
         longest_s = self.policy.retries.max_s
-        return {
-            name: reason
-            for name, reason in reasons.items()
-            if reason != "retry_after" or self.upstreams[name].free_in_s(now) > longest_s
-        }
+        return tuple(
+            model.name
+            for model in route.candidates
+            if reasons.get(model.name) == "retry_after" and self.upstreams[model.name].free_in_s(now) <= longest_s
+        )
 
     def plan(self, route: Route, unavailable: Mapping[str, str]) -> Plan:
         """`relay.policy.decide.plan`, remembered for when every candidate can be asked."""
@@ -181,6 +202,7 @@ class Exchange:
         "_attempt",
         "_attempts",
         "_deadline",
+        "_decision",
         "_drain_until",
         "_ending",
         "_header_list",
@@ -198,6 +220,7 @@ class Exchange:
         "_sleeping",
         "_status",
         "_wall",
+        "_wants",
         "client",
         "closed",
         "dialect",
@@ -223,6 +246,8 @@ class Exchange:
         self._attempt: Attempt | None = None  # the latest
         self._attempts: list[AttemptRecord] = []
         self._status = 0  # of the answer; 0 until its head is sent
+        self._wants: Wants | None = None  # where there was something to decide
+        self._decision: Decision | None = None
         self._deadline = inf
         self._drain_until = inf
         self._kept_alive_at = self._arrived_at
@@ -332,6 +357,8 @@ class Exchange:
         elif now >= self._drain_until:
             attempt.fail(ClientGone("The client left; its answer was read as long as the policy allows."))
         heard_at = self._arrived_at if attempt.ended.done() else attempt.tick(now)
+        if not attempt.committed and isinstance(attempt, StreamAttempt) and not attempt.ended.done():
+            self._note_wait(attempt, now)
         if self._ending is None and not self.closed:
             self._keep_alive(now, heard_at if attempt.committed else self._arrived_at)
 
@@ -420,12 +447,15 @@ class Exchange:
             RelayError: none has; the last failure, or why nothing was tried.
         """
         served, pipeline = self._served, self._pipeline
-        now = pipeline.clock.now()
         retries = served.policy.retries
-        unavailable = served.unavailable(route, now)
+        now = pipeline.clock.now()
+        planned_attempts, left_out = self._plan(request, route, now)
         failure: RelayError | None = None
-        for planned in served.plan(route, unavailable).attempts:
+        too_small: list[Model] = []  # for this prompt
+        for planned in planned_attempts:
             model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]
+            if too_small and not all(_is_larger(model, small) for small in too_small):
+                continue
             backoff_s = pipeline.rng.uniform(0, planned.backoff_s) if planned.backoff_s else 0.0
             ready_at = max(now + backoff_s, upstream.not_before)
             wait_s = ready_at - now
@@ -443,14 +473,59 @@ class Exchange:
                 return
             failure = ended_by
             now = pipeline.clock.now()
-            if not may_retry(failure) or (self._attempt and self._attempt.committed):
+            if self._attempt and self._attempt.committed:
                 break
-        raise failure or _none_left(route, unavailable, served.upstreams, now)
+            if isinstance(failure, UpstreamRefused) and failure.too_long:
+                too_small.append(model)
+            elif not may_retry(failure):
+                break
+        raise failure or _none_left(route, left_out, served.upstreams, now)
+
+    def _plan(self, request: ChatRequest, route: Route, now: float) -> tuple[tuple[Planned, ...], Mapping[str, str]]:
+        """What to try, and why some candidates are not: as written, unless the route or the client wants a choice."""
+        served, retries = self._served, self._served.policy.retries
+        chooser = served.choosers.get(route.name)
+        if chooser is not None or PREFER in self._headers:
+            decision = self._decide(request, route, chooser or Chooser(route, served.upstreams), now)
+            left_out = dict(decision.left_out)
+            order = decision.order or served.worth_waiting_for(route, left_out, now)
+            return schedule(order, attempts=route.attempts, retries=retries), left_out
+        unavailable = served.unavailable(route, now)
+        return served.plan(route, unavailable).attempts, unavailable
+
+    def _decide(self, request: ChatRequest, route: Route, chooser: Chooser, now: float) -> Decision:
+        output_tokens = min(request.max_tokens or USUAL_ANSWER_TOKENS, USUAL_ANSWER_TOKENS)
+        self._wants = Wants(
+            features=self.dialect.features(request) if route.wants_features else frozenset(),
+            prompt_tokens=len(request.body) // BYTES_PER_TOKEN,
+            output_tokens=output_tokens * request.choices,
+            limit_tokens=request.max_tokens or 0,
+            prefixes=self.dialect.prefixes(request) if route.wants_prefixes else (),
+            prefer=self._preference(route),
+        )
+        self._decision = chooser.decide(self._wants, now, self._pipeline.rng)
+        return self._decision
+
+    def _preference(self, route: Route) -> str:
+        """What the client says matters to it, if its key lets it say so."""
+        given = self._headers.get(PREFER)
+        if given is None:
+            return ""
+        if self._key is None or not self._key.prefer:
+            raise PermissionDenied("This key may not send x-relay-prefer; the policy allows it with `prefer = true`.")
+        preference = given.decode("latin-1").strip()
+        names = [model.name for model in route.candidates]
+        if preference not in PREFERENCES and preference not in names:
+            allowed = ", ".join((*PREFERENCES, *names))
+            raise InvalidRequest(f"x-relay-prefer is {preference[:SHOWN_NAME]!r}; allowed are {allowed}.")
+        return preference
 
     async def _try(self, request: ChatRequest, model: Model, upstream: Upstream) -> RelayError | None:
         """One attempt. Returns what went wrong; None if the answer was served."""
         pipeline, provider = self._pipeline, model.provider
-        trial = Trial(model, len(self._attempts) + 1, upstream.start(), pipeline.clock.now())
+        now = pipeline.clock.now()
+        tokens = self._wants.prompt_tokens + self._wants.output_tokens if self._wants else 0.0
+        trial = Trial(model, len(self._attempts) + 1, upstream.start(now, tokens), now)
         ended: asyncio.Future[RelayError | None] = asyncio.get_running_loop().create_future()
         attempt: Attempt
         if request.stream:
@@ -509,14 +584,25 @@ class Exchange:
             upstream.succeed(probe=trial.probe)
         else:
             upstream.give_up(probe=trial.probe)
-        if isinstance(attempt, StreamAttempt) and failure is None and attempt.committed_at is not None:
-            usage = attempt.usage
-            upstream.observe(
-                ttft_s=attempt.committed_at - trial.started_at,
-                tokens=usage.completion_tokens if usage else 0,
-                output_s=now - attempt.committed_at,
-                now=now,
-            )
+        if upstream.speed is not None:
+            self._learn(attempt, failure, upstream, now)
+
+    def _learn(self, attempt: Attempt, failure: RelayError | None, upstream: Upstream, now: float) -> None:
+        """What an attempt shows of a model's speed and of what it has read; its TTFT was noted at the commit."""
+        failed = isinstance(failure, UpstreamFailure) and not isinstance(failure, DeadlineExceeded)
+        if attempt.committed_at is None:
+            if failed:
+                upstream.answered(attempt.head, now)
+                if not (isinstance(failure, UpstreamRefused) and failure.clients_fault):
+                    upstream.wasted(now - attempt.trial.started_at, now)
+            return
+        tokens = attempt.usage.completion_tokens if attempt.usage else 0
+        if isinstance(attempt, StreamAttempt):
+            upstream.ended(tokens=tokens, output_s=now - attempt.committed_at, truncated=failed, now=now)
+        else:
+            upstream.whole(now - attempt.trial.started_at, tokens=tokens, now=now)
+        if self._wants is not None:
+            upstream.remember(self._wants.prefixes, now)
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, unless something ends the exchange meanwhile."""
@@ -549,10 +635,15 @@ class Exchange:
         attempt = self._attempt
         if attempt is None:
             return
-        attempt.committed_at = self._pipeline.clock.now()
+        now = attempt.committed_at = self._pipeline.clock.now()
+        trial = attempt.trial
+        upstream = self._served.upstreams[trial.model.name]
+        if upstream.speed is not None:
+            upstream.answered(attempt.head, now)
+            if isinstance(attempt, StreamAttempt):
+                upstream.begun(now - trial.started_at, now)
         if self._status:
             return
-        trial = attempt.trial
         timing = (trial.started_at - self._arrived_at, attempt.committed_at - trial.started_at)
         headers = self._answer_head(stream=length is None)
         headers += (
@@ -575,6 +666,14 @@ class Exchange:
     def _start(self, status: int, headers: Headers, length: int | None) -> None:
         self._status = status
         self.client.start(status, headers, length)
+
+    def _note_wait(self, attempt: StreamAttempt, now: float) -> None:
+        """A wait that is too long is known to the model's statistics before it ends."""
+        upstream = self._served.upstreams[attempt.trial.model.name]
+        age_s = now - attempt.trial.started_at
+        if upstream.speed is not None and age_s >= (attempt.late_at_s or upstream.speed.tail(LATE, now)):
+            upstream.late(age_s, now)
+            attempt.late_at_s = 2.0 * age_s
 
     def _keep_alive(self, now: float, heard_at: float) -> None:
         """A comment, if the policy asks for it and the client has heard nothing for that long."""
@@ -653,6 +752,8 @@ class Exchange:
             ttft_s=None if first_at is None else first_at - self._arrived_at,
             duration_s=self._pipeline.clock.now() - self._arrived_at,
             policy=self._served.policy.version,
+            decision=self._decision,
+            wants=self._wants,
         )
         self._attempt = None  # which knows this exchange: no cycles are left for the collector
         self._pipeline.close_exchange(self, record)
@@ -663,12 +764,20 @@ def body_too_large(limit: int) -> RequestTooLarge:
     return RequestTooLarge(f"The request's body is larger than {limit} bytes.")
 
 
+def _is_larger(model: Model, small: Model) -> bool:
+    """Whether a prompt that is too long for one may fit the other."""
+    return model is not small and (model.context or inf) > (small.context or 0)
+
+
 def _none_left(
-    route: Route, unavailable: Mapping[str, str], upstreams: Mapping[str, Upstream], now: float
-) -> Unavailable:
+    route: Route, left_out: Mapping[str, str], upstreams: Mapping[str, Upstream], now: float
+) -> Unavailable | InvalidRequest:
     """What to say if no attempt is made at all."""
-    reasons = ", ".join(f"{name} ({reason})" for name, reason in unavailable.items()) or "no time is left"
-    waits = [upstreams[name].free_in_s(now) for name in unavailable]
+    reasons = ", ".join(f"{name} ({reason})" for name, reason in left_out.items()) or "no time is left"
+    passing = [name for name, reason in left_out.items() if reason.startswith(PASSING)]
+    if left_out and not passing:
+        return InvalidRequest(f"No model of the route {route.name!r} serves such a request: {reasons}.")
+    waits = [upstreams[name].free_in_s(now) for name in passing]
     return Unavailable(
         f"No model of the route {route.name!r} can be asked now: {reasons}.", retry_after_s=min(waits, default=None)
     )

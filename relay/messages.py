@@ -131,6 +131,76 @@ class KeyLimits(msgspec.Struct, frozen=True, gc=False):
     streams: int | None = None
 
 
+class Wants(msgspec.Struct, frozen=True, gc=False):
+    """What of a request a decision looks at.
+
+    Attributes:
+        features: what it uses beyond text.
+        prompt_tokens: estimated.
+        output_tokens: expected.
+        limit_tokens: the client's own limit on the answer; 0 if it set none.
+        min_tier: the lowest tier that will do.
+        prefixes: (fingerprint, tokens) of the prompt's beginnings, the longest first.
+        prefer: `ttft`, `latency` or `cost` alone, or a candidate's name; "" leaves it to the route.
+    """
+
+    features: frozenset[str] = frozenset()
+    prompt_tokens: int = 0
+    output_tokens: float = 0.0
+    limit_tokens: int = 0
+    min_tier: int = 0
+    prefixes: tuple[tuple[bytes, int], ...] = ()
+    prefer: str = ""
+
+
+class Weighed(msgspec.Struct, frozen=True, gc=False):
+    """How a candidate stood in one decision.
+
+    Attributes:
+        model: its name.
+        place: in the route.
+        left_out: why it was not to be asked; "" if it was.
+        over: its TTFT p95 is above the route's ceiling.
+        score: log of the weighted product, lower is better; 0 without an objective.
+        ttft_s: expected seconds to the first output.
+        latency_s: to the last.
+        usd: expected cost.
+        cached_tokens: of the prompt, which are likely to be in its provider's cache.
+    """
+
+    model: str
+    place: int
+    left_out: str = ""
+    over: bool = False
+    score: float = 0.0
+    ttft_s: float = 0.0
+    latency_s: float = 0.0
+    usd: float = 0.0
+    cached_tokens: int = 0
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What was decided for one request, and why.
+
+    Attributes:
+        route: its name.
+        order: candidates to try, best first.
+        first_by: what put the first one there: `written`, `score`, `share`, `explore`, `prefer` or, with nobody
+            to ask, "".
+        candidates: each one of the route, as written.
+    """
+
+    route: str
+    order: tuple[str, ...]
+    first_by: str
+    candidates: tuple[Weighed, ...]
+
+    @property
+    def left_out(self) -> tuple[tuple[str, str], ...]:
+        """(model, reason) of those that are not to be asked."""
+        return tuple((weighed.model, weighed.left_out) for weighed in self.candidates if weighed.left_out)
+
+
 class Attempt(msgspec.Struct, frozen=True, gc=False):
     """One planned try.
 
@@ -201,6 +271,8 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
         ttft_s: seconds from the request's arrival to the first real output sent on; None if none was.
         duration_s: seconds from arrival to the end.
         policy: version of the policy set it ran under.
+        decision: who was to be asked, and why; None if the route leaves nothing to decide, or none was found.
+        wants: what that decision looked at.
     """
 
     id: str
@@ -221,3 +293,5 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     ttft_s: float | None
     duration_s: float
     policy: str
+    decision: Decision | None = None
+    wants: Wants | None = None

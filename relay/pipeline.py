@@ -78,6 +78,10 @@ class Pipeline:
     @policy.setter
     def policy(self, policy: Policy) -> None:
         self.upstreams = {name: self.upstreams.get(name) or Upstream() for name in policy.models}
+        for route in policy.routes:
+            if route.judged:
+                for model in route.candidates:
+                    self.upstreams[model.name].watch(model.expected)
         self._served = Served(policy, self.upstreams)
 
     def open(self, client: Client, path: str, headers: Headers) -> Exchange:

@@ -1,46 +1,81 @@
-"""What the relay has seen of each model lately: its breaker, and how fast it answers.
+"""What the relay has seen of each model lately: its breaker, what is left of its limits, and how fast it answers.
 
 Kept per model name across policy reloads; in memory, per process. Changed only in await-free code.
 """
 
 from __future__ import annotations
 
+from math import exp
 from typing import TYPE_CHECKING
 
 from relay.errors import RelayError, UpstreamRefused
 from relay.limits import breaker
-from relay.limits.quantiles import Sketch
+from relay.limits.speed import Speed, SpeedSnapshot, deviations
+from relay.policy.compiled import Expectation
+from relay.policy.decide import Outlook
+from relay.wire.rate_limits import rooms
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from relay.messages import Headers
     from relay.policy.compiled import Breaker
 
-STATISTICS_HALF_LIFE_S = 300.0
-"""Providers' speed changes within minutes: after five of them an observation counts half."""
-
 MAX_LEFT_ALONE_S = 60.0
-"""Longest time that a Retry-After keeps all requests away from a model; a mistaken header must not lose it."""
+"""Longest time that a Retry-After, or a limit said to be used up, keeps all requests away from a model; a mistaken
+header must not lose it."""
 
-_CLIENTS_FAULT = frozenset({400, 405, 406, 411, 413, 414, 415, 422})
-"""Upstream statuses that say that the upstream is well and the request is not."""
+CACHE_S = 300.0
+"""How long providers keep a prompt's beginning at least: five minutes (Anthropic), five to ten (OpenAI)."""
+
+MAX_PREFIXES = 4096
+"""Prompt beginnings remembered per model: what a busy provider is sent in five minutes, in half a megabyte."""
+
+PASSING = ("retry_after", "breaker_open", "upstream_")
+"""How reasons begin that time alone removes."""
+
+_SCORED = 1.0
+"""Standard deviations above the median at which TTFT is scored (p84): the tail counts, but does not rule."""
+_P95 = deviations(0.95)
+_UNKNOWN = 0.6
+"""How much lower (in log) the latency of a model may be that was never seen; less with each observation."""
 
 
 class Upstream:
     """One model's live state.
 
+    Args:
+        expected: how fast it is taken to be before it was seen.
+        watched: whether its speed matters to any route. If not, nothing of it is kept.
+
     Attributes:
         state: its circuit breaker.
         not_before: when it may be asked again after a Retry-After, seconds on the pipeline's clock.
-        ttft_s: seconds from an attempt's start to its first real output, streams only.
-        tokens_per_s: completion tokens per second behind the first output, streams only.
+        asked_at: when an attempt last began; minus infinity if none has.
+        speed: how fast and how surely it answers; None if that matters to no route.
+        outlook: the same as a decision wants it, as of the last observation.
     """
 
-    __slots__ = ("not_before", "state", "tokens_per_s", "ttft_s")
+    __slots__ = ("_prefixes", "_rooms", "asked_at", "not_before", "outlook", "speed", "state")
 
-    def __init__(self) -> None:
+    def __init__(self, expected: Expectation | None = None, *, watched: bool = False) -> None:
         self.state = breaker.CLOSED
         self.not_before = 0.0
-        self.ttft_s = Sketch(half_life_s=STATISTICS_HALF_LIFE_S)
-        self.tokens_per_s = Sketch(half_life_s=STATISTICS_HALF_LIFE_S)
+        self.asked_at = float("-inf")
+        self.speed: Speed | None = None
+        self.outlook = _NO_OUTLOOK
+        self._rooms: dict[str, tuple[float, float]] = {}  # kind -> what is left, until when that holds
+        self._prefixes: dict[bytes, float] = {}  # fingerprint -> when it was last sent, the oldest first
+        if watched:
+            self.watch(expected or Expectation())
+
+    def watch(self, expected: Expectation) -> None:
+        """From now on its speed matters."""
+        if self.speed is None:
+            self.speed = Speed(ttft_s=expected.ttft_s, tokens_per_s=expected.tokens_per_s)
+            self.outlook = outlook(self.speed)
+
+    # --- what decisions ask; see relay.policy.decide.Standing ---
 
     def unavailable(self, now: float) -> str | None:
         """Why it is not to be asked at `now`; None if it may be."""
@@ -48,14 +83,50 @@ class Upstream:
             return "retry_after"
         return None if breaker.allows(self.state, now) else "breaker_open"
 
+    def refuses(self, tokens: float, now: float) -> str | None:
+        """Why a request of that many tokens, answer included, is not to be sent at `now`; None if it may be."""
+        if (now < self.not_before or self.state.retry_at is not None) and (reason := self.unavailable(now)):
+            return reason
+        for kind, (left, until) in self._rooms.items():
+            if now < until and left < (1 if kind == "requests" else tokens):
+                return f"upstream_{kind}"
+        return None
+
+    def cached_tokens(self, prefixes: Sequence[tuple[bytes, int]], now: float) -> int:
+        """Tokens of the longest of these prompt beginnings that its provider is likely to have in its cache."""
+        for fingerprint, tokens in prefixes:
+            if now - self._prefixes.get(fingerprint, -CACHE_S) < CACHE_S:
+                return tokens
+        return 0
+
     def free_in_s(self, now: float) -> float:
         """Seconds until it may be asked again, as far as is known."""
-        return max(0.0, self.not_before - now, (self.state.retry_at or now) - now)
+        rooms_until = max((until for left, until in self._rooms.values() if left < 1), default=now)
+        return max(0.0, self.not_before - now, (self.state.retry_at or now) - now, rooms_until - now)
 
-    def start(self) -> bool:
-        """An attempt begins. True if it is the one probe of a half-open breaker: say so when it ends."""
+    # --- what attempts tell ---
+
+    def start(self, now: float, tokens: float = 0.0) -> bool:
+        """An attempt begins. True if it is the one probe of a half-open breaker: say so when it ends.
+
+        Args:
+            now: seconds on the pipeline's clock.
+            tokens: that its prompt and answer are expected to have.
+        """
+        self.asked_at = now
+        for kind, (left, until) in self._rooms.items():
+            self._rooms[kind] = (left - (1 if kind == "requests" else tokens), until)
         self.state = breaker.on_start(self.state)
         return self.state.probing
+
+    def answered(self, headers: Headers, now: float) -> None:
+        """Its answer's headers are there: they may tell what is left of its limits."""
+        told: dict[str, tuple[float, float]] = {}
+        for room in rooms(headers):
+            until = now + min(room.reset_s, MAX_LEFT_ALONE_S)
+            if room.kind not in told or room.left < told[room.kind][0]:
+                told[room.kind] = (room.left, until)
+        self._rooms.update(told)
 
     def succeed(self, *, probe: bool) -> None:
         """It answered."""
@@ -71,7 +142,7 @@ class Upstream:
         wait_s = error.retry_after_s if isinstance(error, UpstreamRefused) else None
         if wait_s is not None:
             self.not_before = max(self.not_before, now + min(wait_s, MAX_LEFT_ALONE_S))
-        if status in _CLIENTS_FAULT:
+        if isinstance(error, UpstreamRefused) and error.clients_fault:
             self.succeed(probe=probe)
         elif status == 429:  # noqa: PLR2004
             self.give_up(probe=probe)
@@ -85,8 +156,73 @@ class Upstream:
                 retry_after_s=wait_s,
             )
 
-    def observe(self, *, ttft_s: float, tokens: int, output_s: float, now: float) -> None:
-        """A stream was served: its first output came after `ttft_s`, all its `tokens` within `output_s` more."""
-        self.ttft_s.add(ttft_s, now)
-        if tokens > 1 and output_s > 0:
-            self.tokens_per_s.add((tokens - 1) / output_s, now)
+    # --- speed; only for models that are watched ---
+
+    def begun(self, ttft_s: float, now: float) -> None:
+        """A stream has its first output, `ttft_s` seconds after its attempt began."""
+        if self.speed is not None:
+            self.speed.begun(ttft_s, now)
+            self.outlook = outlook(self.speed)
+
+    def late(self, age_s: float, now: float) -> None:
+        """A stream has waited `age_s` seconds for its first output and waits on."""
+        if self.speed is not None:
+            self.speed.late(age_s, now)
+            self.outlook = outlook(self.speed)
+
+    def wasted(self, after_s: float, now: float) -> None:
+        """An attempt failed before its first output, `after_s` seconds after it began."""
+        if self.speed is not None:
+            self.speed.failed(after_s, now)
+            self.outlook = outlook(self.speed)
+
+    def ended(self, *, tokens: int, output_s: float, truncated: bool, now: float) -> None:
+        """A stream is over: its `tokens` came within `output_s` seconds behind the first output."""
+        if self.speed is not None:
+            self.speed.ended(tokens=tokens, output_s=output_s, truncated=truncated, now=now)
+            self.outlook = outlook(self.speed)
+
+    def whole(self, duration_s: float, *, tokens: int, now: float) -> None:
+        """An answer that was no stream came after `duration_s` seconds."""
+        if self.speed is not None:
+            self.speed.whole(duration_s, tokens=tokens, now=now)
+            self.outlook = outlook(self.speed)
+
+    def remember(self, prefixes: Sequence[tuple[bytes, int]], now: float) -> None:
+        """It was sent a prompt that begins so; its provider may now have it in its cache."""
+        kept = self._prefixes
+        for fingerprint, _ in prefixes:
+            kept.pop(fingerprint, None)
+            kept[fingerprint] = now
+        while len(kept) > MAX_PREFIXES:
+            del kept[next(iter(kept))]
+
+    def snapshot(self, now: float) -> SpeedSnapshot | None:
+        """Its speed, to keep or to send; None if it is not watched."""
+        return None if self.speed is None else self.speed.snapshot(now)
+
+    def restore(self, snapshot: SpeedSnapshot) -> None:
+        """Go on from a snapshot."""
+        self.speed = Speed.restore(snapshot)
+        self.outlook = outlook(self.speed)
+
+
+def outlook(speed: Speed) -> Outlook:
+    """What to expect of a model of that speed.
+
+    The time that failures cost is spread over the attempts that succeed: of n attempts, n·failing end after some
+    seconds with nothing, and are repeated elsewhere.
+    """
+    ttft, per_token = speed.ttft, speed.per_token
+    passing = max(1.0 - speed.failing - speed.truncated, 0.05)
+    better = max(ttft.mean - ttft.usual, 0.0) + (1.0 / passing - 1.0)
+    return Outlook(
+        ttft_s=(ttft.quantile(_SCORED) + speed.wasted_s) / passing,
+        ttft_p95_s=ttft.quantile(_P95),
+        token_s=exp(per_token.mean),
+        doubt=ttft.error(),
+        hope=better + _UNKNOWN / (1.0 + ttft.seen()),
+    )
+
+
+_NO_OUTLOOK = outlook(Speed())

@@ -1,8 +1,10 @@
+import msgspec
 import pytest
 
 from relay.errors import ConnectFailed, UpstreamRefused
-from relay.policy.compiled import Breaker
-from relay.upstreams import MAX_LEFT_ALONE_S, Upstream
+from relay.limits.speed import SpeedSnapshot
+from relay.policy.compiled import Breaker, Expectation
+from relay.upstreams import CACHE_S, MAX_LEFT_ALONE_S, MAX_PREFIXES, Upstream
 
 LIMITS = Breaker(failures=2, open_s=10.0)
 
@@ -24,11 +26,11 @@ def test_failures_in_a_row_open_the_breaker_and_one_probe_closes_it():
     assert upstream.unavailable(1) == "breaker_open"
     assert upstream.free_in_s(4) == 7
     assert upstream.unavailable(11) is None
-    assert upstream.start()
+    assert upstream.start(11.0)
     assert upstream.unavailable(11) == "breaker_open"
     upstream.succeed(probe=True)
     assert upstream.unavailable(11) is None
-    assert not upstream.start()
+    assert not upstream.start(11.0)
 
 
 def test_a_probe_that_was_given_up_leaves_its_place():
@@ -36,7 +38,7 @@ def test_a_probe_that_was_given_up_leaves_its_place():
     upstream = Upstream()
     failed(upstream, now=0)
     failed(upstream, now=0)
-    upstream.start()
+    upstream.start(11.0)
     upstream.give_up(probe=True)
     assert upstream.unavailable(11) is None
 
@@ -64,12 +66,84 @@ def test_too_many_requests_is_no_outage():
     assert upstream.free_in_s(10) == MAX_LEFT_ALONE_S
 
 
-def test_speed_is_learned():
-    """TTFT and tokens per second behind the first token can be asked for as quantiles."""
+def test_speed_is_learned_where_it_matters():
+    """The outlook follows the speed of a watched model; of others nothing is kept."""
+    watched, other = Upstream(Expectation(ttft_s=5.0, tokens_per_s=10.0), watched=True), Upstream()
+    assert watched.outlook.ttft_s > 5.0
+    for upstream in (watched, other):
+        for _ in range(20):
+            upstream.begun(0.5, 1.0)
+            upstream.ended(tokens=101, output_s=2.0, truncated=False, now=1.0)
+    assert 0.5 < watched.outlook.ttft_s < 1.0
+    assert watched.outlook.token_s == pytest.approx(0.02, rel=0.1)
+    assert other.speed is None
+    assert other.snapshot(1.0) is None
+
+
+def test_whole_answers_tell_of_both_speeds():
+    """An answer that was no stream took twice as long as expected: twice the TTFT, half the tokens per second."""
+    upstream = Upstream(Expectation(ttft_s=1.0, tokens_per_s=100.0), watched=True)
+    for now in range(30):
+        upstream.whole(4.0, tokens=100, now=now)
+    assert upstream.outlook.token_s == pytest.approx(0.02, rel=0.05)
+
+
+def test_failures_and_waits_make_the_outlook_worse():
+    """An attempt that failed, an answer that broke off and a stream that is overdue count before anything succeeds."""
+    upstream = Upstream(watched=True)
+    best = upstream.outlook.ttft_s
+    upstream.wasted(3.0, 1.0)
+    failed = upstream.outlook.ttft_s
+    upstream.late(10.0, 2.0)
+    late = upstream.outlook.ttft_s
+    upstream.ended(tokens=5, output_s=1.0, truncated=True, now=3.0)
+    assert best < failed < late < upstream.outlook.ttft_s
+
+
+def test_what_is_left_of_its_limits_is_counted_down():
+    """What an answer said is left goes down with each request, and keeps them away until the upstream's reset."""
     upstream = Upstream()
-    for _ in range(10):
-        upstream.observe(ttft_s=0.5, tokens=101, output_s=2.0, now=1.0)
-    assert upstream.ttft_s.quantile(0.5) == pytest.approx(0.5, rel=0.02)
-    assert upstream.tokens_per_s.quantile(0.5) == pytest.approx(50, rel=0.02)
-    upstream.observe(ttft_s=0.5, tokens=0, output_s=0.0, now=1.0)
-    assert upstream.tokens_per_s.quantile(0.5) == pytest.approx(50, rel=0.02)
+    upstream.answered([(b"x-ratelimit-remaining-requests", b"2"), (b"x-ratelimit-reset-requests", b"30s")], 10.0)
+    assert upstream.refuses(1.0, 10.0) is None
+    upstream.start(10.0)
+    upstream.start(10.0)
+    assert upstream.refuses(1.0, 10.0) == "upstream_requests"
+    assert upstream.free_in_s(10.0) == 30.0
+    assert upstream.refuses(1.0, 40.0) is None
+
+
+def test_requests_larger_than_the_tokens_left_stay_away():
+    """Of several token limits the one that is nearest to its end counts."""
+    upstream = Upstream()
+    upstream.answered(
+        [
+            (b"anthropic-ratelimit-input-tokens-remaining", b"500"),
+            (b"anthropic-ratelimit-output-tokens-remaining", b"90000"),
+        ],
+        10.0,
+    )
+    assert upstream.refuses(400.0, 10.0) is None
+    assert upstream.refuses(600.0, 10.0) == "upstream_tokens"
+    upstream.start(10.0, 400.0)
+    assert upstream.refuses(400.0, 10.0) == "upstream_tokens"
+
+
+def test_prompts_are_remembered_as_long_as_providers_do():
+    """The longest known beginning counts, for five minutes; the oldest ones make room."""
+    upstream = Upstream()
+    upstream.remember(((b"long", 2048), (b"short", 1024)), 10.0)
+    assert upstream.cached_tokens(((b"other", 4096), (b"long", 2048), (b"short", 1024)), 11.0) == 2048
+    assert upstream.cached_tokens(((b"long", 2048),), 10.0 + CACHE_S) == 0
+    upstream.remember(tuple((b"%d" % n, 1) for n in range(MAX_PREFIXES)), 12.0)
+    assert upstream.cached_tokens(((b"short", 1024),), 12.0) == 0
+
+
+def test_speed_outlives_the_process():
+    """A snapshot brings a model's outlook back."""
+    upstream, later = Upstream(watched=True), Upstream(watched=True)
+    for now in range(20):
+        upstream.begun(2.0, now)
+    snapshot = upstream.snapshot(20)
+    assert snapshot is not None
+    later.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot), type=SpeedSnapshot))
+    assert later.outlook.ttft_s == pytest.approx(upstream.outlook.ttft_s)

@@ -89,6 +89,12 @@ class Dialect(Protocol):
             InvalidRequest: not JSON, not an object, or a field has the wrong type; names the field.
         """
 
+    def features(self, request: ChatRequest) -> frozenset[str]:
+        """What a request uses beyond text: `tools`, `vision`, `json_schema`, `reasoning`, `audio`, `prefill`."""
+
+    def prefixes(self, request: ChatRequest) -> tuple[tuple[bytes, int], ...]:
+        """Fingerprints and tokens of the prompt's beginnings, see `relay.wire.prefixes`."""
+
     def encode_request(
         self, request: ChatRequest, *, model: str, max_tokens_field: str | None, ask_usage: bool
     ) -> bytes:

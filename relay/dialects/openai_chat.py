@@ -23,6 +23,7 @@ from relay.errors import (
     UpstreamTruncated,
 )
 from relay.messages import ChatRequest, Headers, Usage
+from relay.wire.prefixes import prefixes
 from relay.wire.retry_after import retry_after_s
 from relay.wire.splice import read_object, splice
 from relay.wire.sse import EventFramer, event_data, split_events
@@ -112,6 +113,17 @@ class _Head(msgspec.Struct, gc=False):
     n: int | None = None
 
 
+_FEATURE_FIELDS = {
+    "tools": "tools",
+    "functions": "tools",
+    "reasoning_effort": "reasoning",
+    "reasoning": "reasoning",
+    "audio": "audio",
+}
+"""Top-level fields that are a feature by being there."""
+_UNUSED = (b"", b"null", b"[]", b'"none"')
+_IMAGE_PART = re.compile(rb'"type"\s*:\s*"image_url"')
+_AUDIO_PART = re.compile(rb'"type"\s*:\s*"input_audio"')
 _AT_FIELD = re.compile(r"(?:at `\$\.|required field `)(\w+)")
 _read_head = msgspec.json.Decoder(_Head).decode
 _read_body = msgspec.json.Decoder(_Body).decode
@@ -151,6 +163,29 @@ class OpenAIChat:
             choices=head.n or 1,
             messages=len(head.messages),
         )
+
+    def features(self, request: ChatRequest) -> frozenset[str]:
+        """What a request uses, told from fields and from the types of its messages' parts.
+
+        Inside a text every quote is escaped, so what a prompt says of `"type": "image_url"` is not taken for one.
+        """
+        fields, messages = request.fields, bytes(request.fields["messages"])
+        used = {feature for name, feature in _FEATURE_FIELDS.items() if bytes(fields.get(name, b"")) not in _UNUSED}
+        if b'"json_schema"' in bytes(fields.get("response_format", b"")):
+            used.add("json_schema")
+        if b'"audio"' in bytes(fields.get("modalities", b"")):
+            used.add("audio")
+        if b'"image_url"' in messages and _IMAGE_PART.search(messages):
+            used.add("vision")
+        if b'"input_audio"' in messages and _AUDIO_PART.search(messages):
+            used.add("audio")
+        if messages.rfind(b'"assistant"') > messages.rfind(b'"user"') and _ends_with_assistant(messages):
+            used.add("prefill")
+        return frozenset(used)
+
+    def prefixes(self, request: ChatRequest) -> tuple[tuple[bytes, int], ...]:
+        """Of the messages, behind the tools: in this order providers read and cache them."""
+        return prefixes(bytes(request.fields["messages"]), bytes(request.fields.get("tools", b"")))
 
     def encode_request(
         self, request: ChatRequest, *, model: str, max_tokens_field: str | None, ask_usage: bool
@@ -390,6 +425,18 @@ def _read_together(whole: bytes) -> list[_Body] | None:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
     return bodies if len(bodies) == lines.count(b"\n\n") else None  # else what is JSON together is not JSON apart
+
+
+class _Role(msgspec.Struct, gc=False):
+    role: str | None = None
+
+
+def _ends_with_assistant(messages: bytes) -> bool:
+    """Whether the last message is the beginning of the answer."""
+    try:
+        return msgspec.json.decode(messages, type=list[_Role])[-1].role == "assistant"
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, IndexError):
+        return False
 
 
 def parse_usage(raw: msgspec.Raw) -> Usage | None:

@@ -89,6 +89,32 @@ class Provider(msgspec.Struct, frozen=True, eq=False):
     ask_usage: bool = True
 
 
+class Price(msgspec.Struct, frozen=True, gc=False):
+    """What tokens cost, USD per token.
+
+    Attributes:
+        input: read.
+        cached_input: read from the provider's prompt cache.
+        output: written, reasoning included.
+    """
+
+    input: float
+    cached_input: float
+    output: float
+
+
+class Expectation(msgspec.Struct, frozen=True, gc=False):
+    """How fast a model is taken to be before it was seen.
+
+    Attributes:
+        ttft_s: time to the first output, seconds, at the median.
+        tokens_per_s: behind it.
+    """
+
+    ttft_s: float = 0.8
+    tokens_per_s: float = 60.0
+
+
 class Model(msgspec.Struct, frozen=True, eq=False):
     """A model that routes refer to.
 
@@ -98,6 +124,13 @@ class Model(msgspec.Struct, frozen=True, eq=False):
         upstream: what the provider calls it.
         max_tokens_field: the name under which the provider takes the answer's limit.
         timeouts: its own, the provider's filled in.
+        price: None if it is not known.
+        context: tokens of prompt and answer together; None if it is not known.
+        max_output: tokens of one answer; None if it is not known.
+        features: what it can do beyond text; None if nothing is said of it, then all is tried.
+        tier: the operator's rank, higher is better.
+        regions: where it may process a request; empty if nothing is said of it.
+        expected: how fast it is taken to be before it was seen.
     """
 
     name: str
@@ -105,6 +138,13 @@ class Model(msgspec.Struct, frozen=True, eq=False):
     upstream: str
     max_tokens_field: str | None
     timeouts: Timeouts
+    price: Price | None = None
+    context: int | None = None
+    max_output: int | None = None
+    features: frozenset[str] | None = None
+    tier: int = 0
+    regions: frozenset[str] = frozenset()
+    expected: Expectation = Expectation()
 
 
 class Match(msgspec.Struct, frozen=True, eq=False):
@@ -141,20 +181,83 @@ class Match(msgspec.Struct, frozen=True, eq=False):
         return self.key is None and self.path is None and not self.headers
 
 
+class Objective(msgspec.Struct, frozen=True, gc=False):
+    """What a route wants, as weights that add up to one.
+
+    Attributes:
+        ttft: of the time to the first output.
+        latency: of the time to the last.
+        cost: of the money.
+        explore: share of requests that may go to a model of which too little is known.
+    """
+
+    ttft: float = 0.0
+    latency: float = 0.0
+    cost: float = 0.0
+    explore: float = 0.02
+
+
+UNKNOWN_PRICE = Price(1e-6, 1e-6, 1e-6)
+"""For a route of whose candidates no price is known: all cost the same, whatever it is."""
+
+
 class Route(msgspec.Struct, frozen=True, eq=False):
     """Candidates for the requests that match.
 
     Attributes:
         name: as in the policy; a model's own route has the model's name.
         match: when it applies.
-        candidates: in the order they are tried.
+        candidates: in the order they are tried, unless there is an objective.
         attempts: tries at most, all candidates together.
+        objective: what decides the order; None is the order as written.
+        ttft_ceiling_s: a candidate whose p95 is above it is asked only behind all that are not; None is no ceiling.
+        shares: (model, share of requests that it gets first) for some of the candidates.
+        barred: candidates that no request may go to, and why.
     """
 
     name: str
     match: Match
     candidates: tuple[Model, ...]
     attempts: int
+    objective: Objective | None = None
+    ttft_ceiling_s: float | None = None
+    shares: tuple[tuple[str, float], ...] = ()
+    barred: Mapping[str, str] = {}
+
+    @property
+    def judged(self) -> bool:
+        """Whether requests differ in which candidates they get, or in which order."""
+        return len(self.candidates) > 1 and bool(
+            self.objective
+            or self.ttft_ceiling_s
+            or self.shares
+            or self.barred
+            or self.wants_sizes
+            or self.wants_features
+        )
+
+    @property
+    def wants_features(self) -> bool:
+        """Whether it matters what a request uses."""
+        return any(model.features is not None for model in self.candidates)
+
+    @property
+    def wants_sizes(self) -> bool:
+        """Whether it matters how large a request is."""
+        return any(model.context or model.max_output for model in self.candidates)
+
+    @property
+    def wants_prefixes(self) -> bool:
+        """Whether it matters that a provider has read a prompt's beginning before."""
+        return bool(self.objective and self.objective.cost) and any(
+            model.price and model.price.cached_input < model.price.input for model in self.candidates
+        )
+
+    def prices(self) -> tuple[Price, ...]:
+        """Of each candidate; an unknown one counts as the dearest known of the route."""
+        known = [model.price for model in self.candidates if model.price]
+        dearest = max(known, key=lambda price: (price.output, price.input), default=UNKNOWN_PRICE)
+        return tuple(model.price or dearest for model in self.candidates)
 
 
 class Retries(msgspec.Struct, frozen=True, gc=False):
@@ -209,12 +312,14 @@ class Key(msgspec.Struct, frozen=True, eq=False):
         digest: SHA-256 of the key, 32 bytes.
         routes: names of routes and models it may use; None is all.
         limits: what it may use of them.
+        prefer: it may say with each request what matters most to it.
     """
 
     name: str
     digest: bytes
     routes: frozenset[str] | None
     limits: KeyLimits
+    prefer: bool = False
 
     def may_use(self, route: str) -> bool:
         """Whether this key may use the route of that name."""

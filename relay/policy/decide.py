@@ -1,23 +1,83 @@
-"""Which models to try, in which order. Pure: facts come in, a plan goes out."""
+"""Which models to try, in which order. Pure: facts and a source of randomness come in, a plan goes out.
+
+A route that says nothing but its candidates has them tried as written (`plan`). On any other, each request is
+decided for itself (`Chooser`): first what cannot serve it is left out, each candidate with its reason; then what is
+left is put in order by what it is expected to take and to cost.
+
+The score is a weighted product, told as its logarithm: latency^w1 · cost^w2, lower is better. So weights mean what
+they say without any scale: with equal ones, half the time is worth twice the money. It needs no normalisation, and
+whether a is better than b does not depend on who else stands for choice.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from math import inf, log
+from operator import attrgetter
+from typing import TYPE_CHECKING, Protocol
 
-from relay.messages import Attempt, Plan
+import msgspec
+
+from relay.messages import Attempt, Decision, Plan, Wants, Weighed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import random
+    from collections.abc import Mapping, Sequence
 
-    from relay.policy.compiled import Retries, Route
+    from relay.policy.compiled import Model, Retries, Route
+
+PREFERENCES = {"ttft": (1.0, 0.0, 0.0), "latency": (0.0, 1.0, 0.0), "cost": (0.0, 0.0, 1.0)}
+"""What a client may ask for instead of the route's objective: weights of TTFT, latency and cost."""
+
+LEAST_USD = 1e-7
+"""What an answer costs at least, USD: a local model is not free of cost either, and a product wants no zero."""
+
+EXPLORE_EVERY_S = 3.0
+"""A model of which too little is known is asked at most this often for that reason alone."""
+
+
+_UNIFORM = 12.0**0.5
+"""Width of a uniform distribution with the standard deviation one. Candidates that cannot be told apart are drawn from
+it to share the requests; so do several relays that all see the same."""
+
+
+class Outlook(msgspec.Struct, frozen=True, gc=False):
+    """What to expect of a model if it is asked now.
+
+    Attributes:
+        ttft_s: seconds to the first output, failures on the way included.
+        ttft_p95_s: likewise, what 95 of 100 do not exceed, without failures.
+        token_s: seconds for each token behind it.
+        doubt: standard error of log latency.
+        hope: by how much log latency may well be lower than it looks: it once was, or nobody knows.
+    """
+
+    ttft_s: float
+    ttft_p95_s: float
+    token_s: float
+    doubt: float
+    hope: float
+
+
+class Standing(Protocol):
+    """A model's live state.
+
+    Attributes:
+        outlook: as of the last observation.
+        asked_at: when an attempt last began, seconds on the clock of `now`.
+    """
+
+    outlook: Outlook
+    asked_at: float
+
+    def refuses(self, tokens: float, now: float) -> str | None:
+        """Why a request of that many tokens, answer included, is not to be sent at `now`; None if it may be."""
+
+    def cached_tokens(self, prefixes: Sequence[tuple[bytes, int]], now: float) -> int:
+        """Tokens of the longest of these prompt beginnings that it is likely to have in its cache."""
 
 
 def plan(route: Route, *, unavailable: Mapping[str, str], retries: Retries) -> Plan:
-    """The attempts for one request: the route's candidates in their order, then round again.
-
-    A candidate's first attempt starts at once; each further one waits up to twice as long as the last. The wait itself
-    is drawn between zero and that when it comes to it (full jitter: Brooker, "Exponential Backoff and Jitter", AWS
-    Architecture Blog, 2015).
+    """The attempts for one request of a route whose candidates are tried as written.
 
     Args:
         route: candidates and how many attempts there may be.
@@ -26,9 +86,171 @@ def plan(route: Route, *, unavailable: Mapping[str, str], retries: Retries) -> P
     """
     usable = [model.name for model in route.candidates if model.name not in unavailable]
     left_out = tuple((model.name, unavailable[model.name]) for model in route.candidates if model.name in unavailable)
-    attempts = []
-    for index in range(route.attempts if usable else 0):
-        lap, place = divmod(index, len(usable))
+    return Plan(route.name, schedule(usable, attempts=route.attempts, retries=retries), left_out)
+
+
+def schedule(order: Sequence[str], *, attempts: int, retries: Retries) -> tuple[Attempt, ...]:
+    """Candidates in their order, then round again.
+
+    A candidate's first attempt starts at once; each further one waits up to twice as long as the last. The wait itself
+    is drawn between zero and that when it comes to it (full jitter: Brooker, "Exponential Backoff and Jitter", AWS
+    Architecture Blog, 2015).
+
+    Args:
+        order: names of the candidates; there may be none.
+        attempts: how many there may be.
+        retries: bounds of the waits.
+    """
+    planned = []
+    for index in range(attempts if order else 0):
+        lap, place = divmod(index, len(order))
         backoff_s = min(retries.max_s, retries.base_s * 2 ** (lap - 1)) if lap else 0.0
-        attempts.append(Attempt(usable[place], index + 1, backoff_s))
-    return Plan(route.name, tuple(attempts), left_out)
+        planned.append(Attempt(order[place], index + 1, backoff_s))
+    return tuple(planned)
+
+
+_rank = attrgetter("over", "score", "place")
+
+
+class Chooser:
+    """Decides for the requests of one route. Made once for a policy; holds what is the same for each of them.
+
+    Args:
+        route: whose candidates.
+        standings: live state by model name.
+    """
+
+    def __init__(self, route: Route, standings: Mapping[str, Standing]) -> None:
+        self.route = route
+        objective = route.objective
+        self._weights = (objective.ttft, objective.latency, objective.cost) if objective else None
+        self._explore = objective.explore if objective else 0.0
+        self._ceiling_s = inf if route.ttft_ceiling_s is None else route.ttft_ceiling_s
+        self._models = {model.name: model for model in route.candidates}
+        self._standings = {name: standings[name] for name in self._models}
+        self._rows = tuple(
+            (place, model.name, self._standings[model.name], price.input, price.cached_input, price.output)
+            for place, (model, price) in enumerate(zip(route.candidates, route.prices(), strict=True))
+        )
+        self._least_room = min((min(m.context or inf, m.max_output or inf) for m in route.candidates), default=inf)
+        self._least_tier = min(model.tier for model in route.candidates)
+
+    def decide(self, wants: Wants, now: float, rng: random.Random) -> Decision:
+        """Whom to ask, in which order.
+
+        Args:
+            wants: what the request asks for.
+            now: seconds on the clock of the standings.
+            rng: breaks ties, draws shares and explorations.
+        """
+        weights = PREFERENCES.get(wants.prefer, self._weights)
+        candidates = self._weigh(wants, weights, now, rng)
+        usable = [weighed for weighed in candidates if not weighed.left_out]
+        if not usable:
+            candidates, usable = self._too_small(candidates)
+        if weights is not None or self._ceiling_s < inf:
+            usable.sort(key=_rank)
+        first_by = ("written" if weights is None else "score") if usable else ""
+        order = [weighed.model for weighed in usable]
+        if len(order) > 1:
+            first, first_by = self._first(wants.prefer, usable, first_by, now, rng)
+            if first != order[0]:
+                order.remove(first)
+                order.insert(0, first)
+        return Decision(self.route.name, tuple(order), first_by, tuple(candidates))
+
+    def _weigh(
+        self, wants: Wants, weights: tuple[float, float, float] | None, now: float, rng: random.Random
+    ) -> list[Weighed]:
+        """Each candidate: why it is left out, or what is expected of it."""
+        prompt_tokens, output_tokens, prefixes = wants.prompt_tokens, wants.output_tokens, wants.prefixes
+        w_ttft, w_latency, w_cost = weights or (0.0, 0.0, 0.0)
+        w_doubt = (w_ttft + w_latency) * _UNIFORM
+        ceiling_s, random_, tokens = self._ceiling_s, rng.random, prompt_tokens + output_tokens
+        unfit = self._unfit(wants)
+        candidates = []
+        for place, name, standing, usd_input, usd_cached, usd_output in self._rows:
+            left_out = unfit.get(name) or standing.refuses(tokens, now)
+            if left_out:
+                candidates.append(Weighed(name, place, left_out))
+                continue
+            outlook = standing.outlook
+            ttft_s = outlook.ttft_s
+            latency_s = ttft_s + output_tokens * outlook.token_s
+            usd = prompt_tokens * usd_input + output_tokens * usd_output
+            cached = 0
+            if prefixes and (cached := min(standing.cached_tokens(prefixes, now), prompt_tokens)):
+                usd -= cached * (usd_input - usd_cached)
+            score = w_doubt * outlook.doubt * (random_() - 0.5)
+            if w_ttft:
+                score += w_ttft * log(ttft_s)
+            if w_latency:
+                score += w_latency * log(latency_s)
+            if w_cost:
+                score += w_cost * log(usd if usd > LEAST_USD else LEAST_USD)  # noqa: FURB136 - a call costs three times as much
+            over = outlook.ttft_p95_s > ceiling_s
+            candidates.append(Weighed(name, place, "", over, score, ttft_s, latency_s, usd, cached))
+        return candidates
+
+    def _unfit(self, wants: Wants) -> Mapping[str, str]:
+        """Candidates that cannot serve such a request whatever their state, and why."""
+        largest = wants.prompt_tokens + wants.limit_tokens
+        if not wants.features and largest <= self._least_room and wants.min_tier <= self._least_tier:
+            return self.route.barred
+        reasons = {name: _unfit(model, wants) for name, model in self._models.items()}
+        return {**{name: reason for name, reason in reasons.items() if reason}, **self.route.barred}
+
+    def _too_small(self, candidates: list[Weighed]) -> tuple[list[Weighed], list[Weighed]]:
+        """All are left out: sizes are estimates, and who alone knows them is asked, the largest first."""
+        small = [weighed for weighed in candidates if weighed.left_out == "context"]
+        small.sort(key=lambda weighed: -(self._models[weighed.model].context or 0))
+        admitted = [Weighed(weighed.model, weighed.place, score=float(rank)) for rank, weighed in enumerate(small)]
+        by_place = {weighed.place: weighed for weighed in admitted}
+        return [by_place.get(weighed.place, weighed) for weighed in candidates], admitted
+
+    def _first(
+        self, prefer: str, usable: list[Weighed], first_by: str, now: float, rng: random.Random
+    ) -> tuple[str, str]:
+        """Who goes first, and by what."""
+        names = [weighed.model for weighed in usable]
+        if prefer in names:
+            return prefer, "prefer"
+        first = usable[0]
+        if shares := self.route.shares:
+            draw = rng.random()
+            for name, share in shares:
+                draw -= share
+                if draw < 0.0 and name in names:
+                    return name, "share"
+            shared = {name for name, _ in shares}
+            first = next((weighed for weighed in usable if weighed.model not in shared), first)
+        if self._explore and rng.random() < self._explore and (explored := self._doubtful(first, usable, now)):
+            return explored, "explore"
+        return first.model, first_by
+
+    def _doubtful(self, first: Weighed, usable: list[Weighed], now: float) -> str | None:
+        """Who may well be better than the first, and was not asked for longest."""
+        w_ttft, w_latency, _ = self._weights or (0.0, 0.0, 0.0)
+        shared = {name for name, _ in self.route.shares}
+        found, found_at = None, now - EXPLORE_EVERY_S
+        for weighed in usable:
+            if weighed is first:
+                continue
+            standing = self._standings[weighed.model]
+            best = weighed.score - (w_ttft + w_latency) * standing.outlook.hope
+            if best < first.score and standing.asked_at < found_at and weighed.model not in shared:
+                found, found_at = weighed.model, standing.asked_at
+        return found
+
+
+def _unfit(model: Model, wants: Wants) -> str | None:
+    """Why a model cannot serve such a request whatever its state; None if it can."""
+    if model.features is not None and not wants.features <= model.features:
+        return "features: " + ", ".join(sorted(wants.features - model.features))
+    if model.tier < wants.min_tier:
+        return "tier"
+    if model.max_output is not None and wants.limit_tokens > model.max_output:
+        return "max_output"
+    if model.context is not None and wants.prompt_tokens + wants.limit_tokens > model.context:
+        return "context"
+    return None

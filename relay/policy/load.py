@@ -10,7 +10,7 @@ import fnmatch
 import hashlib
 import re
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
 from relay.errors import ConfigurationError, Finding
@@ -19,10 +19,10 @@ from relay.policy import compiled, schema
 from relay.policy.compiled import Policy, Secret
 from relay.policy.sources import read
 from relay.policy.tables import Tables
-from relay.policy.wording import listed
+from relay.policy.wording import listed, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from relay.policy.toml_lines import Path
 
@@ -33,17 +33,27 @@ _TIMEOUTS_IN_ORDER = (("first_token_s", "total_s"), ("silence_s", "total_s"), ("
 _RETRIES_IN_ORDER = (("base_s", "max_s"),)
 
 
-def load(files: Mapping[str, str], environ: Mapping[str, str]) -> Policy:
+PriceOf: TypeAlias = "Callable[[str, str], compiled.Price | None]"
+"""Looks a price up: of the model that the provider at a base URL calls by a name."""
+
+
+def unknown_price(base_url: str, upstream: str) -> compiled.Price | None:  # noqa: ARG001 - the shape of a PriceOf
+    """Where no list of prices is at hand: None."""
+    return None
+
+
+def load(files: Mapping[str, str], environ: Mapping[str, str], *, price_of: PriceOf = unknown_price) -> Policy:
     """Compile a policy set.
 
     Args:
         files: path -> text of each file.
         environ: environment variables that references name.
+        price_of: finds the prices that models of objective routes do not say themselves.
 
     Raises:
         ConfigurationError: with all findings, warnings included, if one of them is an error.
     """
-    policy, findings = check(files, environ)
+    policy, findings = check(files, environ, price_of=price_of)
     if policy is None:
         errors = [finding for finding in findings if finding.severity == "error"]
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -51,12 +61,15 @@ def load(files: Mapping[str, str], environ: Mapping[str, str]) -> Policy:
     return policy
 
 
-def check(files: Mapping[str, str], environ: Mapping[str, str]) -> tuple[Policy | None, tuple[Finding, ...]]:
+def check(
+    files: Mapping[str, str], environ: Mapping[str, str], *, price_of: PriceOf = unknown_price
+) -> tuple[Policy | None, tuple[Finding, ...]]:
     """Compile a policy set and say everything that is wrong with it.
 
     Args:
         files: path -> text of each file; merged in the order of the paths.
         environ: environment variables that references name. Their values never get into a finding.
+        price_of: finds the prices that models do not say themselves; asked only if a route weighs the cost.
 
     Returns:
         The policy, None if a finding is an error; and the findings in the order of file and line.
@@ -64,7 +77,7 @@ def check(files: Mapping[str, str], environ: Mapping[str, str]) -> tuple[Policy 
     if not files:
         return None, (Finding("", 0, "", "the set has no files"),)
     tables = Tables(read(files))
-    policy = _Compiler(tables, environ).policy(_version(files))
+    policy = _Compiler(tables, environ, price_of).policy(_version(files))
     findings = tuple(sorted(tables.findings, key=lambda finding: (finding.file, finding.line)))
     return (None if any(finding.severity == "error" for finding in findings) else policy), findings
 
@@ -86,9 +99,10 @@ class _LeftOutError(Exception):
 class _Compiler:
     """One run over one set. What has errors is passed over; `findings` says so."""
 
-    def __init__(self, tables: Tables, environ: Mapping[str, str]) -> None:
+    def __init__(self, tables: Tables, environ: Mapping[str, str], price_of: PriceOf) -> None:
         self._tables = tables
         self._environ = environ
+        self._price_of = price_of
         self._unset: dict[str, str] = {}
         """Providers left out -> the environment variable that is missing."""
         self._left_out: set[str] = set()
@@ -100,8 +114,10 @@ class _Compiler:
         access = self._tables.single("access", schema.Access)
         provider_tables = dict(self._tables.named("providers", schema.Provider))
         providers = self._providers(provider_tables)
-        models = self._models(provider_tables, providers)
-        routes = self._routes(models)
+        route_tables = list(self._tables.routes())
+        priced = {name for _, table in route_tables if _counts_money(table) for name in table.candidates}
+        models = self._models(provider_tables, providers, priced)
+        routes = self._routes(route_tables, models)
         keys = self._keys()
         if not access.open and not self._tables.names("keys") and self._tables.complete:
             self._tables.error(
@@ -221,8 +237,18 @@ class _Compiler:
     # --- models and routes -----------------------------------------------------------------------------------
 
     def _models(
-        self, provider_tables: Mapping[str, schema.Provider], providers: Mapping[str, compiled.Provider]
+        self,
+        provider_tables: Mapping[str, schema.Provider],
+        providers: Mapping[str, compiled.Provider],
+        priced: Collection[str],
     ) -> dict[str, compiled.Model]:
+        """All that can be used.
+
+        Args:
+            provider_tables: of all providers.
+            providers: those that can be used.
+            priced: names of models whose price matters to a route.
+        """
         models = {}
         for name, table in self._tables.named("models", schema.Model):
             path: Path = ("models", name)
@@ -240,6 +266,13 @@ class _Compiler:
                     upstream=table.upstream or name,
                     max_tokens_field=table.max_tokens_field,
                     timeouts=timeouts,
+                    price=self._price(name, table, providers[table.provider].base_url if name in priced else None),
+                    context=table.context,
+                    max_output=table.max_output,
+                    features=None if table.features is None else frozenset(table.features),
+                    tier=table.tier,
+                    regions=frozenset(table.regions),
+                    expected=compiled.Expectation(table.expected.ttft_ms / 1000, table.expected.tokens_per_s),
                 )
         names = self._tables.names("models")
         if not names and self._tables.complete:
@@ -249,23 +282,64 @@ class _Compiler:
             self._tables.error(("models",), f"no model can be used; set at least one of {variables}")
         return models
 
-    def _routes(self, models: Mapping[str, compiled.Model]) -> list[tuple[str, compiled.Route]]:
+    def _price(self, name: str, table: schema.Model, base_url: str | None) -> compiled.Price | None:
+        """As written; looked up only where it matters, which is where a base URL is given."""
+        if table.price is not None:
+            cached = table.price.input if table.price.cached_input is None else table.price.cached_input
+            return compiled.Price(*(usd / 1e6 for usd in (table.price.input, cached, table.price.output)))
+        price = None if base_url is None else self._price_of(base_url, table.upstream or name)
+        if base_url is not None and price is None:
+            self._tables.warning(
+                ("models", name, "price"), "not known, though a route weighs it; counted as that route's dearest"
+            )
+        return price
+
+    def _routes(
+        self, tables: Sequence[tuple[Path, schema.Route]], models: Mapping[str, compiled.Model]
+    ) -> list[tuple[str, compiled.Route]]:
         """Each route with the glob that it has for the model's name."""
         routes: list[tuple[str, compiled.Route]] = []
-        for path, table in self._tables.routes():
+        for path, table in tables:
             glob = table.match.model or table.name
             self._check_reachable(path, glob, routes)
             match = self._match(path, glob, table.match)
             candidates = self._candidates(path, table, models)
             if candidates:
-                attempts = min(max(len(candidates), DEFAULT_ATTEMPTS), schema.MAX_ATTEMPTS)
-                routes.append((glob, compiled.Route(table.name, match, candidates, table.attempts or attempts)))
+                routes.append((glob, self._route(path, table, match, candidates)))
         taken = self._tables.names("routes")
         own = [model for name, model in models.items() if name not in taken]
         return routes + [
             (model.name, compiled.Route(model.name, compiled.Match(_pattern(model.name)), (model,), DEFAULT_ATTEMPTS))
             for model in own
         ]
+
+    def _route(
+        self, path: Path, table: schema.Route, match: compiled.Match, candidates: tuple[compiled.Model, ...]
+    ) -> compiled.Route:
+        names = [model.name for model in candidates]
+        for name in table.weights:
+            if name not in table.candidates:
+                self._tables.error(
+                    (*path, "weights", name),
+                    f"is no candidate of this route{nearest(name, table.candidates)}; allowed are "
+                    f"{listed(table.candidates)}",
+                )
+        barred = {model.name: "region" for model in candidates if not _may_serve(model, frozenset(table.regions))}
+        if len(barred) == len(candidates):
+            self._tables.error(
+                (*path, "regions"),
+                f"none of the candidates is served in {listed(table.regions)} alone; the models' own regions say where",
+            )
+        return compiled.Route(
+            name=table.name,
+            match=match,
+            candidates=candidates,
+            attempts=table.attempts or min(max(len(candidates), DEFAULT_ATTEMPTS), schema.MAX_ATTEMPTS),
+            objective=_objective(table.objective),
+            ttft_ceiling_s=None if table.slo.ttft_p95_ms is None else table.slo.ttft_p95_ms / 1000,
+            shares=tuple((name, share) for name, share in table.weights.items() if name in names),
+            barred=barred,
+        )
 
     def _candidates(
         self, path: Path, table: schema.Route, models: Mapping[str, compiled.Model]
@@ -318,7 +392,9 @@ class _Compiler:
                 other = self._tables.place(("keys", keys[digest].name, "sha256"))
                 self._tables.error((*path, "sha256"), f"the same key as {keys[digest].name} at {other}")
             routes = None if table.routes is None else frozenset(table.routes)
-            keys[digest] = compiled.Key(name, digest, routes, KeyLimits(**table.limits.model_dump()))
+            keys[digest] = compiled.Key(
+                name, digest, routes, KeyLimits(**table.limits.model_dump()), prefer=table.prefer
+            )
             prefix = digest[: compiled.KEY_PREFIX]
             by_prefix[prefix] = (*by_prefix.get(prefix, ()), keys[digest])
         return by_prefix
@@ -365,6 +441,22 @@ class _Compiler:
                     f"allowed is a {shorter} of at most {longer}",
                 )
         return values
+
+
+def _objective(table: schema.Objective | None) -> compiled.Objective | None:
+    if table is None:
+        return None
+    total = table.ttft + table.latency + table.cost
+    return compiled.Objective(table.ttft / total, table.latency / total, table.cost / total, table.explore)
+
+
+def _counts_money(table: schema.Route) -> bool:
+    return table.objective is not None and table.objective.cost > 0
+
+
+def _may_serve(model: compiled.Model, regions: frozenset[str]) -> bool:
+    """Whether a model is sure to process requests in these regions alone; with none given, it may be anywhere."""
+    return not regions or (bool(model.regions) and model.regions <= regions)
 
 
 def _has_wildcards(glob: str) -> bool:

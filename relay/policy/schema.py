@@ -51,6 +51,8 @@ _STREAMS = compiled.Streams()
 _RETRIES = compiled.Retries()
 _TIMEOUTS = compiled.Timeouts()
 _BREAKER = compiled.Breaker()
+_EXPECTED = compiled.Expectation()
+_OBJECTIVE = compiled.Objective()
 
 
 def http_url(url: str, *, userinfo: bool = False) -> str:
@@ -116,10 +118,11 @@ def _glob(pattern: str) -> str:
     return pattern
 
 
+UNIQUE: JsonDict = {"uniqueItems": True}
 Name = Annotated[str, Field(pattern=NAME)]
 Names = Annotated[
     list[Name],
-    Field(min_length=1, max_length=1000, json_schema_extra={"uniqueItems": True}),
+    Field(min_length=1, max_length=1000, json_schema_extra=UNIQUE),
     AfterValidator(_distinct),
 ]
 Glob = Annotated[str, AfterValidator(_glob)]
@@ -284,6 +287,45 @@ class Provider(Table):
     )
 
 
+Feature = Literal["tools", "vision", "json_schema", "reasoning", "audio", "prefill"]
+"""What a request may use beyond text."""
+
+Features = Annotated[list[Feature], Field(json_schema_extra=UNIQUE), AfterValidator(_distinct)]
+Regions = Annotated[list[Name], Field(json_schema_extra=UNIQUE), AfterValidator(_distinct)]
+Usd = Annotated[float, Field(ge=0, le=100_000)]
+
+
+class Price(Table):
+    """What tokens cost, in USD per million."""
+
+    input: Usd = Field(description="USD per million tokens read.", examples=[0.15])
+    output: Usd = Field(description="USD per million tokens written, reasoning included.", examples=[0.6])
+    cached_input: Usd | None = Field(
+        default=None,
+        description="USD per million tokens read from the provider's prompt cache. Default: as `input`.",
+        examples=[0.075],
+    )
+
+
+class Expected(Table):
+    """How fast a model is taken to be before any answer of it was seen."""
+
+    ttft_ms: float = Field(
+        default=_EXPECTED.ttft_s * 1000,
+        gt=0,
+        le=600_000,
+        description="Milliseconds to the first output, at the median.",
+        examples=[500],
+    )
+    tokens_per_s: float = Field(
+        default=_EXPECTED.tokens_per_s,
+        gt=0,
+        le=100_000,
+        description="Tokens per second behind it.",
+        examples=[80],
+    )
+
+
 class Model(Table):
     """A model, under the name that routes and clients use."""
 
@@ -305,6 +347,43 @@ class Model(Table):
         default=Timeouts(),
         description="How long to wait for it; each key overrides the provider's.",
         examples=[{"first_token_s": 120}],
+    )
+    price: Price | None = Field(
+        default=None,
+        description="What its tokens cost. Default: what the package genai-prices knows of it.",
+        examples=[{"input": 0.15, "cached_input": 0.075, "output": 0.6}],
+    )
+    context: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="Tokens that prompt and answer may have together. Default: no bound is known.",
+        examples=[128_000],
+    )
+    max_output: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="Tokens that an answer may have. Default: no bound is known.",
+        examples=[16_384],
+    )
+    features: Features | None = Field(
+        default=None,
+        description="What it can do beyond text; it gets no requests that use anything else. Default: it gets all.",
+        examples=[["tools", "vision", "json_schema"]],
+    )
+    tier: int = Field(
+        default=0, ge=0, le=100, description="Your rank of its quality, higher is better.", examples=[1, 2]
+    )
+    regions: Regions = Field(
+        default=[],
+        description="Where it may process a request; names of your choice.",
+        examples=[["eu"]],
+    )
+    expected: Expected = Field(
+        default=Expected(),
+        description="How fast it is taken to be before any answer of it was seen.",
+        examples=[{"ttft_ms": 500, "tokens_per_s": 80}],
     )
 
 
@@ -333,6 +412,44 @@ class Match(Table):
     )
 
 
+class Objective(Table):
+    """What a route's candidates are put in order by: weights of which only the proportion counts."""
+
+    ttft: float = Field(
+        default=_OBJECTIVE.ttft, ge=0, le=1000, description="Weight of the time to the first output.", examples=[0.5]
+    )
+    latency: float = Field(
+        default=_OBJECTIVE.latency, ge=0, le=1000, description="Weight of the time to the last.", examples=[0.6]
+    )
+    cost: float = Field(default=_OBJECTIVE.cost, ge=0, le=1000, description="Weight of the money.", examples=[0.4])
+    explore: float = Field(
+        default=_OBJECTIVE.explore,
+        ge=0,
+        le=1,
+        description="Share of requests that may go to a model that could be better than it seems: one that is new, or "
+        "was slow or failing when it was last asked.",
+        examples=[0.05],
+    )
+
+    @model_validator(mode="after")
+    def _wants_something(self) -> Objective:
+        if not self.ttft + self.latency + self.cost:
+            raise ValueError("allowed is a weight over 0 for at least one of ttft, latency and cost")
+        return self
+
+
+class Slo(Table):
+    """What a route promises. A candidate that does not keep it is asked only if none does."""
+
+    ttft_p95_ms: float | None = Field(
+        default=None,
+        gt=0,
+        le=600_000,
+        description="Milliseconds within which 95 of 100 streams have their first output. Default: no bound.",
+        examples=[1500],
+    )
+
+
 class Route(Table):
     """Which models may answer the requests that match. The first route that matches is taken."""
 
@@ -347,6 +464,35 @@ class Route(Table):
         "can be used, but at least 2.",
         examples=[3],
     )
+    objective: Objective | None = Field(
+        default=None,
+        description="What the candidates are put in order by, for each request anew. Default: as written.",
+        examples=[{"latency": 0.6, "cost": 0.4}],
+    )
+    slo: Slo = Field(
+        default=Slo(),
+        description="What the route promises; who does not keep it is asked last.",
+        examples=[{"ttft_p95_ms": 1500}],
+    )
+    weights: dict[Name, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default={},
+        description="Share of requests that a candidate gets first, whatever the objective says; what is left of 1 "
+        "is divided among the others.",
+        examples=[{"small": 0.05}],
+    )
+    regions: Regions = Field(
+        default=[],
+        description="Regions that requests may be processed in: all of a candidate's have to be among them. Default: "
+        "any.",
+        examples=[["eu"]],
+    )
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> Route:
+        total = sum(self.weights.values())
+        if total > 1 + 1e-9:
+            raise ValueError(f"the weights add up to {total:g}; allowed is 1 at most")
+        return self
 
 
 class Limits(Table):
@@ -377,6 +523,11 @@ class Key(Table):
         examples=[["auto", "small"]],
     )
     limits: Limits = Field(default=Limits(), description="What it may use.", examples=[{"requests_per_min": 600}])
+    prefer: bool = Field(
+        default=False,
+        description="Its requests may say what matters to them, in the header x-relay-prefer.",
+        examples=[True],
+    )
 
 
 class Access(Table):

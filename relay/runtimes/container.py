@@ -35,6 +35,7 @@ from relay.runtimes.fast_lane import FastLane
 from relay.runtimes.http_server import BACKLOG, KEEP_ALIVE_S, LINGER_S, Server
 from relay.runtimes.policy_files import read_folder
 from relay.runtimes.policy_reload import PolicyReload, compiled
+from relay.runtimes.prices import list_price
 from relay.runtimes.run_folder import RunFolder
 from relay.runtimes.supervisor import STARTUP_FAILED, Supervisor
 from relay.stores.memory import MemoryStore
@@ -199,7 +200,7 @@ async def _serve(
         colour=sys.stdout.isatty(),
     )
     pipeline = Pipeline(
-        load(files, os.environ),
+        load(files, os.environ, price_of=list_price),
         transport=Split(SocketsTransport(clock=clock), lambda: HttpTransport(clock=clock)),
         store=MemoryStore(),
         observers=(metrics, events),

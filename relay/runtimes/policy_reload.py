@@ -15,6 +15,7 @@ import watchfiles
 from relay.errors import ConfigurationError, Finding
 from relay.policy import load
 from relay.runtimes.policy_files import read_folder
+from relay.runtimes.prices import list_price
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ def compiled(files: dict[str, str]) -> Policy:
     Raises:
         ConfigurationError: it does not hold.
     """
-    policy, findings = load.check(files, os.environ)
+    policy, findings = load.check(files, os.environ, price_of=list_price)
     if policy is None:
         errors = sum(finding.severity == "error" for finding in findings)
         raise ConfigurationError(f"The policy set has {errors} error{'s' * (errors > 1)}.", findings)

@@ -337,3 +337,59 @@ class TestErrors:
         error = LimitExceeded("Used up.", retry_after_s=1)
         assert CHAT.encode_error_event(error) == b"data: " + CHAT.encode_error(error) + b"\n\n"
         assert json.loads(CHAT.encode_error(error))["error"]["code"] == "rate_limit_exceeded"
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "features"),
+    [
+        ({}, set()),
+        ({"tools": [TOOL]}, {"tools"}),
+        ({"functions": [{"name": "f"}]}, {"tools"}),
+        ({"tools": [], "reasoning_effort": None, "response_format": {"type": "json_object"}}, set()),
+        ({"reasoning_effort": "low"}, {"reasoning"}),
+        ({"reasoning_effort": "none"}, set()),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}, {"json_schema"}),
+        ({"modalities": ["text", "audio"], "audio": {"voice": "a", "format": "mp3"}}, {"audio"}),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "see"}, IMAGE]}]}, {"vision"}),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, {"audio"}),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, {"prefill"}),
+        ({"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}, set()),
+        ({"messages": [{"role": "user", "content": json.dumps({"messages": [IMAGE], "role": "assistant"})}]}, set()),
+    ],
+)
+def test_features_that_a_request_uses(fields, features):
+    """Told from fields and from the types of parts; what a prompt's text says of them does not count."""
+    assert CHAT.features(CHAT.parse_request(body(**fields))) == features
+
+
+def test_prompts_with_the_same_beginning_are_told():
+    """The next turn of a conversation begins as the last one did; with other tools it does not."""
+    turns = [{"role": "user", "content": "a" * 9000}, {"role": "user", "content": "b"}]
+    first, second = (CHAT.prefixes(CHAT.parse_request(body(messages=turns[:n]))) for n in (1, 2))
+    assert [tokens for _, tokens in first] == [2048, 1024]
+    assert first == second
+    assert not set(CHAT.prefixes(CHAT.parse_request(body(messages=turns, tools=[TOOL])))) & set(first)
+    assert CHAT.prefixes(CHAT.parse_request(body())) == ()
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "status", "too_long"),
+    [
+        ("This model's maximum context length is 8192 tokens. However, you requested 8554.", None, 400, True),
+        ("Your input exceeds the context window of this model.", "context_length_exceeded", 400, True),
+        ("prompt is too long: 202095 tokens > 200000 maximum", None, 400, True),
+        ("input length and `max_tokens` exceed context limit: 199759 + 8192 > 200000", None, 400, True),
+        ("The model returned the following errors: Input Tokens Exceeded: Number of input tokens", None, 400, True),
+        ("The input token count (1200000) exceeds the maximum number of tokens allowed", None, 400, True),
+        ("the request exceeds the available context size, try increasing it", None, 400, True),
+        ("Unsupported value: 'temperature'", None, 400, False),
+        ("You have exceeded your context length", None, 429, False),
+    ],
+)
+def test_prompts_that_are_too_long_are_recognised(message, code, status, too_long):
+    """Providers say it in their own words; only a status that blames the request counts."""
+    assert UpstreamRefused(message, upstream_code=code, upstream_status=status).too_long == too_long

@@ -66,7 +66,7 @@ AROUND: dict[str, Any] = {
     "version": 1,
     "access": {"open": True},
     "providers": {name: {"dialect": "openai", "base_url": "http://127.0.0.1"} for name in ("openai", "local")},
-    "models": {name: {"provider": "local"} for name in ("large", "small")},
+    "models": {name: {"provider": "local", "price": {"input": 1, "output": 2}} for name in ("large", "small")},
     "routes": [{"name": "auto", "candidates": ["large"]}],
 }
 ENVIRON = {"OPENAI_API_KEY": "key", "AZURE_OPENAI_API_KEY": "key"}

@@ -234,9 +234,9 @@ A_NAME = "a name: a letter or digit, then letters, digits and . _ : / @ + -, 128
 SAID = [
     # unknown keys and tables
     ("[model.large]", ["8: error: model: unknown key (did you mean models?); allowed are version, access, requests, streams, retries, providers, models, routes, keys"]),
-    ('Upsteam = "x"', ["8: error: models.small.Upsteam: unknown key (did you mean upstream?); allowed are provider, upstream, max_tokens_field, timeouts"]),
+    ('Upsteam = "x"', ["8: error: models.small.Upsteam: unknown key (did you mean upstream?); allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected"]),
     ("timeouts = { ttft_s = 1 }", ["8: error: models.small.timeouts.ttft_s: unknown key (did you mean total_s?); allowed are connect_s, first_token_s, silence_s, total_s"]),
-    ('"[key]" = 1', ['8: error: models.small."[key]": unknown key; allowed are provider, upstream, max_tokens_field, timeouts']),
+    ('"[key]" = 1', ['8: error: models.small."[key]": unknown key; allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected']),
     ('["[key]"]', ['8: error: "[key]": unknown key (did you mean keys?); allowed are version, access, requests, streams, retries, providers, models, routes, keys']),
     (PROVIDER + 'proxy = { "<text>" = 1, env = "P" }', ['11: error: providers.two.proxy."<text>": unknown key; allowed are env, optional']),
     # types: none is taken for another
@@ -248,7 +248,7 @@ SAID = [
     ("timeouts = 3", ["8: error: models.small.timeouts: found 3; allowed is a table with connect_s, first_token_s, silence_s, total_s"]),
     ("timeouts.connect_s = true", ["8: error: models.small.timeouts.connect_s: found true; allowed is a number over 0, at most 60"]),
     ("[[keys]]", ["8: error: keys: found an array; allowed is a table"]),
-    ("[routes]", ["8: error: routes: found a table; allowed is an array, each item a table with name, match, candidates, attempts"]),
+    ("[routes]", ["8: error: routes: found a table; allowed is an array, each item a table with name, match, candidates, attempts, objective, slo, weights, regions"]),
     (PROVIDER + "http2 = 1", ["11: error: providers.two.http2: found 1; allowed is true or false"]),
     # bounds and choices
     ("timeouts.connect_s = 0", ["8: error: models.small.timeouts.connect_s: found 0; allowed is a number over 0, at most 60"]),
@@ -341,7 +341,8 @@ def test_syntax_error_beside_other_files() -> None:
     assert [str(finding) for finding in check(files, {})[1]] == [
         (
             "a:3: error: models.large.upsteam: unknown key (did you mean upstream?); "
-            "allowed are provider, upstream, max_tokens_field, timeouts"
+            "allowed are provider, upstream, max_tokens_field, timeouts, "
+            "price, context, max_output, features, tier, regions, expected"
         ),
         "c:1: not valid TOML: Expected ']' at the end of a table declaration (column 15)",
     ]

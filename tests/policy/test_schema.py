@@ -21,10 +21,10 @@ version = 1
 access.open = true
 providers.openai = { dialect = "openai", base_url = "https://api.openai.com/v1" }
 providers.one = { dialect = "openai", base_url = "https://one.example/v1" }
-models.small = { provider = "one" }
+models.small = { provider = "one", price = { input = 1, output = 2 }, regions = ["eu"] }
 models.a = { provider = "one" }
 models.b = { provider = "one" }
-routes = [{ name = "auto", candidates = ["small"] }]
+routes = [{ name = "auto", candidates = ["small"], objective = { latency = 1 } }]
 keys.team = { sha256 = "0000000000000000000000000000000000000000000000000000000000000000" }
 """
 
