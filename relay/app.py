@@ -17,8 +17,11 @@ from starlette.routing import Route
 from relay.dialects import DIALECTS
 from relay.errors import AuthenticationFailed, InvalidRequest, RelayError
 from relay.exchange import CHAT_DIALECT, body_too_large
+from relay.explain import explained
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from starlette.requests import Request
     from starlette.types import Message, Receive, Scope, Send
 
@@ -152,6 +155,21 @@ class ChatEndpoint:
             del client.exchange  # which knows this client: no cycles are left for the collector
 
 
+def explaining(pipeline: Pipeline) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint that says what would be decided for a chat request, which is not sent."""
+
+    async def explain(request: Request) -> Response:
+        max_body_bytes = pipeline.policy.requests.max_body_bytes
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > max_body_bytes:
+                raise body_too_large(max_body_bytes)
+        return JSONResponse(explained(*pipeline.explain(CHAT_PATH, list(request.headers.raw), bytes(body))))
+
+    return explain
+
+
 def create_app(pipeline: Pipeline, *, metrics: Metrics, admin_key: str | None) -> Starlette:
     """The application.
 
@@ -195,6 +213,7 @@ def create_app(pipeline: Pipeline, *, metrics: Metrics, admin_key: str | None) -
         routes=[
             Route(CHAT_PATH, ChatEndpoint(pipeline), methods=["POST"]),
             Route("/v1/models", models),
+            Route("/relay/explain", explaining(pipeline), methods=["POST"]),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/metrics", show_metrics),

@@ -68,10 +68,11 @@ class Downstream(Protocol):
     client: Client
     dialect: Dialect
 
-    def commit(self, length: int | None) -> None:
+    def commit(self, attempt: Attempt, length: int | None) -> None:
         """The answer begins: send the head, unless keep-alives made it go out before.
 
         Args:
+            attempt: whose answer it is; any other one still under way is ended.
             length: bytes of the body, if they are known.
         """
 
@@ -84,12 +85,14 @@ class Trial(msgspec.Struct, frozen=True, gc=False):
         number: 1 for the request's first.
         probe: it is the one request that a half-open breaker let through.
         started_at: seconds on the pipeline's clock.
+        hedge: it runs beside another one.
     """
 
     model: Model
     number: int
     probe: bool
     started_at: float
+    hedge: bool = False
 
 
 class Attempt:
@@ -347,7 +350,7 @@ class StreamAttempt(Attempt):
         held = b"".join(self._held)
         self._held.clear()
         self.committed = True
-        self._downstream.commit(None)
+        self._downstream.commit(self, None)
         if self.reader.done:
             self._serve(held)
         elif held:
@@ -430,7 +433,7 @@ class AnswerAttempt(Attempt):
             self.fail(error)
             return
         self.committed = True
-        self._downstream.commit(len(body))
+        self._downstream.commit(self, len(body))
         self._serve(body)
 
     def _overdue(self, now: float) -> UpstreamFailure | None:

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import platform
+import random
 import re
 import secrets
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 from msgspec.structs import asdict
@@ -21,17 +22,25 @@ from rich.table import Table
 
 from relay import __version__
 from relay.config import load_settings
-from relay.errors import ConfigurationError, Finding
+from relay.dialects import DIALECTS
+from relay.errors import ConfigurationError, Finding, RelayError, UnknownModel
+from relay.explain import explained
 from relay.policy import load
+from relay.policy.decide import Chooser
 from relay.policy.json_schema import json_schema
 from relay.policy.schema import NAME, PATTERN_WORDS
 from relay.runtimes.policy_files import read_folder
 from relay.runtimes.prices import list_price
+from relay.upstreams import Upstream
+from relay.wants import wants_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from relay.policy.compiled import Policy
+    from relay.policy.compiled import Key, Policy
+
+CHAT_DIALECT, CHAT_PATH = "openai", "/v1/chat/completions"
+"""Of requests that can be explained."""
 
 KEY_BYTES = 32
 """256 bits from the operating system: the policy keeps a bare SHA-256, safe only for what nobody can guess."""
@@ -133,6 +142,79 @@ def check(folder: Path | None, *, schema: bool, shape: str) -> None:
         if policy is not None:
             _print_tables(_summary(policy))
     sys.exit(1 if policy is None else 0)
+
+
+@main.command(
+    epilog="\b\nExamples:\n"
+    "  relay explain request.json --policy policies/default\n"
+    "  relay explain request.json --key team-a --header x-relay-prefer=cost --format json\n\n"
+    "A model that nobody has asked yet is taken to be as its `expected` says; a running Relay, which knows better, is "
+    "asked with POST /relay/explain.",
+)
+@click.argument("file", metavar="REQUEST.json", type=click.File("rb"))
+@click.option(
+    "--policy", "folder", type=_folder, required=True, envvar="RELAY_POLICY", help="Folder of the policy set."
+)
+@click.option("--key", "key_name", default="", help="Name of the key that the request comes under.")
+@click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="A request header; may be repeated.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Draws what is left to chance.")
+@click.option(
+    "--format", "shape", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to answer."
+)
+def explain(file: BinaryIO, folder: Path, key_name: str, headers: tuple[str, ...], seed: int, shape: str) -> None:
+    """Say which model a chat request would go to, and why.
+
+    REQUEST.json is its body; - reads it from the standard input. Nothing is sent.
+    """
+    policy, findings = _checked(folder)
+    if policy is None:
+        raise Refused(ConfigurationError("The policy set does not hold.", findings))
+    key = next((key for keys in policy.keys.values() for key in keys if key.name == key_name), None)
+    if key_name and key is None:
+        raise click.BadParameter(f"the policy has no key {key_name!r}", param_hint="--key")
+    fields = {name.lower().encode(): value.encode() for name, _, value in (text.partition("=") for text in headers)}
+    try:
+        shown = _explained(policy, key, fields, file.read(), random.Random(seed))  # noqa: S311 - nothing to guess
+    except RelayError as error:
+        raise click.ClickException(error.message) from None
+    if shape == "json":
+        click.echo(json.dumps(shown, indent=2))
+    else:
+        _print_decision(shown)
+
+
+def _explained(
+    policy: Policy, key: Key | None, headers: dict[bytes, bytes], body: bytes, rng: random.Random
+) -> dict[str, Any]:
+    """A decision under this policy with nothing known of any model."""
+    dialect = DIALECTS[CHAT_DIALECT]
+    request = dialect.parse_request(body)
+    route = policy.route_for(request.model, key.name if key else "", CHAT_PATH, headers)
+    if route is None:
+        raise UnknownModel(f"No route of the policy serves the model {request.model!r}.")
+    upstreams = {model.name: Upstream(model.expected, watched=True) for model in route.candidates}
+    wants = wants_of(request, route, dialect, headers, key)
+    return explained(Chooser(route, upstreams).decide(wants, 0.0, rng), wants)
+
+
+def _print_decision(shown: dict[str, Any]) -> None:
+    console = Console(highlight=False, markup=False)
+    asked = ", ".join(f"{name} {value}" for name, value in shown["request"].items() if value)
+    console.print(f"Route {shown['route']}. Request: {asked.replace('_', ' ')}.")
+    order = {name: place for place, name in enumerate(shown["order"], 1)}
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("", "model", "score", "ttft", "latency", "usd", "cached", "left out"):
+        table.add_column(column, overflow="fold")
+    for row in sorted(shown["candidates"], key=lambda row: order.get(row["model"], len(order) + 1)):
+        if row["left_out"]:
+            table.add_row("", row["model"], "", "", "", "", "", row["left_out"])
+            continue
+        numbers = (f"{row['score']:.3f}", f"{row['ttft_s']:.2f} s", f"{row['latency_s']:.2f} s", f"{row['usd']:.6f}")
+        over = " over the ceiling" if row["over_ceiling"] else ""
+        table.add_row(str(order[row["model"]]), row["model"], *numbers, str(row["cached_tokens"] or ""), over)
+    console.print(table)
+    if shown["order"]:
+        console.print(f"{shown['order'][0]} is first by {shown['first_by']}.")
 
 
 def _checked(folder: Path) -> tuple[Policy | None, Sequence[Finding]]:

@@ -29,3 +29,16 @@ class Client(Protocol):
 
     def end(self, data: bytes = b"") -> None:
         """The last piece of the body, perhaps empty. Called once, after `start`."""
+
+
+class Nobody:
+    """A client that takes nothing, for exchanges that only answer their caller."""
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        """See `Client`."""
+
+    def write(self, data: bytes) -> None:
+        """See `Client`."""
+
+    def end(self, data: bytes = b"") -> None:
+        """See `Client`."""

@@ -12,6 +12,7 @@ RelayError
 │   ├── LimitExceeded            the key's requests, tokens or streams are used up
 │   └── RequestTimeout           the body did not arrive in time
 ├── ClientGone                   the client left; nobody is there to be told
+├── Superseded                   another attempt had its first output earlier; ends an attempt, never a request
 ├── Unavailable                  no upstream is left to try
 │   └── ShuttingDown             the relay is about to stop
 ├── UpstreamFailure              the upstream's fault; before the first output another attempt may follow
@@ -175,6 +176,12 @@ class ClientGone(RelayError):
     status = 499
     code = "client_gone"
     outcome = Outcome.CLIENT_GONE
+
+
+class Superseded(RelayError):
+    """Another attempt at the same request had its first output earlier."""
+
+    code = "superseded"
 
 
 class Unavailable(RelayError):

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import re
 import traceback
+from collections import deque
 from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING
@@ -36,6 +37,7 @@ from relay.errors import (
     RequestTimeout,
     RequestTooLarge,
     ShuttingDown,
+    Superseded,
     Unavailable,
     UnknownModel,
     UpstreamFailure,
@@ -58,9 +60,10 @@ from relay.messages import (
     Usage,
     Wants,
 )
-from relay.policy.decide import PREFERENCES, Chooser, plan, schedule
+from relay.policy.decide import Chooser, plan, schedule
 from relay.stores.base import Ask, Lease, Refusal
 from relay.upstreams import PASSING
+from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
 from relay.wire.splice import depth
 
 if TYPE_CHECKING:
@@ -68,8 +71,9 @@ if TYPE_CHECKING:
 
     from relay.client import Client
     from relay.dialects.base import Dialect
+    from relay.limits.hedging import Ledger
     from relay.pipeline import Pipeline
-    from relay.policy.compiled import Key, Model, Policy, Provider, Route
+    from relay.policy.compiled import Hedge, Key, Model, Policy, Provider, Route
     from relay.upstreams import Upstream
 
 LINGER_S = 2.0
@@ -81,20 +85,14 @@ BODY_TIMEOUT_S = 60.0
 LEASE_MARGIN_S = 60.0
 """A lease outlives the longest answer by this much."""
 
-BYTES_PER_TOKEN = 4
-"""Of prompt JSON and of answer text: the rule of thumb for reservations, and for answers that came without usage."""
-
 ANSWER_TOKENS = 1024
 """What is reserved for an answer without a limit; 97 of 100 answers are shorter."""
 
 LATE = 0.9
 """Quantile of a model's TTFT at which a wait counts as news; and again each time that it has doubled."""
 
-USUAL_ANSWER_TOKENS = 320
-"""What an answer is expected to have when candidates are compared: the mean of some thousand answers."""
-
-PREFER = b"x-relay-prefer"
-"""Header by which a client says what matters to it."""
+HEDGE = b"x-relay-hedge"
+"""Header by which a client says `never`: its request must not be sent twice at a time."""
 
 SHOWN_NAME = 80
 """Characters of a model name that are repeated in an error; a client may send anything as one."""
@@ -113,16 +111,24 @@ class Served:
     Attributes:
         policy: the set.
         upstreams: live state by model name.
+        ledgers: what routes that hedge have spent, by name.
+        prices: of the candidates of routes that hedge, by route and model name.
         choosers: who decides, by name of those routes that leave something to decide.
         endpoints: where each provider answers chat requests, by provider name.
         forwarded: names of the client's headers that each provider may see, by provider name.
     """
 
-    __slots__ = ("_full_plans", "choosers", "endpoints", "forwarded", "policy", "upstreams")
+    __slots__ = ("_full_plans", "choosers", "endpoints", "forwarded", "ledgers", "policy", "prices", "upstreams")
 
-    def __init__(self, policy: Policy, upstreams: Mapping[str, Upstream]) -> None:
+    def __init__(self, policy: Policy, upstreams: Mapping[str, Upstream], ledgers: Mapping[str, Ledger]) -> None:
         self.policy = policy
         self.upstreams = upstreams
+        self.ledgers = ledgers
+        self.prices = {
+            route.name: dict(zip((model.name for model in route.candidates), route.prices(), strict=True))
+            for route in policy.routes
+            if route.hedge is not None
+        }
         self.choosers = {route.name: Chooser(route, upstreams) for route in policy.routes if route.judged}
         self.endpoints = {name: chat_endpoint(provider) for name, provider in policy.providers.items()}
         self.forwarded = {
@@ -201,6 +207,7 @@ class Exchange:
         "_arrived_at",
         "_attempt",
         "_attempts",
+        "_begun",
         "_deadline",
         "_decision",
         "_drain_until",
@@ -210,10 +217,13 @@ class Exchange:
         "_kept_alive_at",
         "_key",
         "_lease",
+        "_overdue",
         "_path",
         "_paused",
+        "_pending_usd",
         "_pipeline",
         "_request",
+        "_rival",
         "_route",
         "_running",
         "_served",
@@ -243,7 +253,11 @@ class Exchange:
         self._key: Key | None = None
         self._request: ChatRequest | None = None
         self._route: Route | None = None
-        self._attempt: Attempt | None = None  # the latest
+        self._attempt: Attempt | None = None  # the latest, or the one that won
+        self._rival: Attempt | None = None  # the one that runs beside it, before either has output
+        self._begun = 0  # attempts so far
+        self._pending_usd = 0.0  # that a second attempt under way may cost
+        self._overdue = False  # the first output is later than a hedging route's quantile
         self._attempts: list[AttemptRecord] = []
         self._status = 0  # of the answer; 0 until its head is sent
         self._wants: Wants | None = None  # where there was something to decide
@@ -277,6 +291,19 @@ class Exchange:
             self.refuse(error)
             return False
         return True
+
+    def explain(self, body: bytes) -> tuple[Decision, Wants]:
+        """Decide as for a request with that body, and send nothing.
+
+        Raises:
+            RelayError: as the request would be refused before anything is decided.
+        """
+        self._check_headers()
+        request = self._read(body)
+        route = self._find_route(request)
+        chooser = self._served.choosers.get(route.name) or Chooser(route, self._served.upstreams)
+        self._wants = wants_of(request, route, self.dialect, self._headers, self._key)
+        return chooser.decide(self._wants, self._pipeline.clock.now(), self._pipeline.rng), self._wants
 
     def refuse(self, error: RelayError) -> None:
         """Answer with an error without having run."""
@@ -329,6 +356,8 @@ class Exchange:
         attempt = self._attempt
         if streams.on_disconnect == "drain" and attempt is not None and not attempt.ended.done():
             self._ending = gone
+            if self._rival is not None:
+                self._rival.fail(gone)
             self._drain_until = self._pipeline.clock.now() + streams.drain_max_s
             attempt.drain(streams.drain_max_bytes)
         else:
@@ -342,6 +371,8 @@ class Exchange:
         if not self._running:
             self.refuse(error)
         self._wake()
+        if self._rival is not None:
+            self._rival.fail(error)
         if self._attempt is not None:
             self._attempt.fail(error)
 
@@ -357,8 +388,11 @@ class Exchange:
         elif now >= self._drain_until:
             attempt.fail(ClientGone("The client left; its answer was read as long as the policy allows."))
         heard_at = self._arrived_at if attempt.ended.done() else attempt.tick(now)
-        if not attempt.committed and isinstance(attempt, StreamAttempt) and not attempt.ended.done():
-            self._note_wait(attempt, now)
+        for waiting in (attempt, self._rival):
+            if isinstance(waiting, StreamAttempt) and not waiting.committed and not waiting.ended.done():
+                self._note_wait(waiting, now)
+        if self._rival is not None and not self._rival.ended.done():
+            self._rival.tick(now)
         if self._ending is None and not self.closed:
             self._keep_alive(now, heard_at if attempt.committed else self._arrived_at)
 
@@ -452,7 +486,9 @@ class Exchange:
         planned_attempts, left_out = self._plan(request, route, now)
         failure: RelayError | None = None
         too_small: list[Model] = []  # for this prompt
-        for planned in planned_attempts:
+        queue = deque(planned_attempts)
+        while queue:
+            planned = queue.popleft()
             model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]
             if too_small and not all(_is_larger(model, small) for small in too_small):
                 continue
@@ -467,19 +503,27 @@ class Exchange:
                 now = max(ready_at, pipeline.clock.now())  # uvloop's timers may run a little early
             if upstream.unavailable(now):
                 continue
-            ended_by = await self._try(request, model, upstream)
+            if request.stream and route.hedge is not None and self._headers.get(HEDGE) != b"never":
+                ended_by = await self._race(request, route.hedge, model, queue)
+            else:
+                ended_by = await self._outcome(self._begin(request, model))
             self._check_ending()
             if ended_by is None:
                 return
             failure = ended_by
             now = pipeline.clock.now()
-            if self._attempt and self._attempt.committed:
-                break
-            if isinstance(failure, UpstreamRefused) and failure.too_long:
-                too_small.append(model)
-            elif not may_retry(failure):
+            if not self._may_go_on(failure, too_small):
                 break
         raise failure or _none_left(route, left_out, served.upstreams, now)
+
+    def _may_go_on(self, failure: RelayError, too_small: list[Model]) -> bool:
+        """Whether another attempt may follow; notes a model whose context was too small."""
+        if self._attempt is None or self._attempt.committed:
+            return False
+        if isinstance(failure, UpstreamRefused) and failure.too_long:
+            too_small.append(self._attempt.trial.model)
+            return True
+        return may_retry(failure)
 
     def _plan(self, request: ChatRequest, route: Route, now: float) -> tuple[tuple[Planned, ...], Mapping[str, str]]:
         """What to try, and why some candidates are not: as written, unless the route or the client wants a choice."""
@@ -494,38 +538,82 @@ class Exchange:
         return served.plan(route, unavailable).attempts, unavailable
 
     def _decide(self, request: ChatRequest, route: Route, chooser: Chooser, now: float) -> Decision:
-        output_tokens = min(request.max_tokens or USUAL_ANSWER_TOKENS, USUAL_ANSWER_TOKENS)
-        self._wants = Wants(
-            features=self.dialect.features(request) if route.wants_features else frozenset(),
-            prompt_tokens=len(request.body) // BYTES_PER_TOKEN,
-            output_tokens=output_tokens * request.choices,
-            limit_tokens=request.max_tokens or 0,
-            prefixes=self.dialect.prefixes(request) if route.wants_prefixes else (),
-            prefer=self._preference(route),
-        )
+        self._wants = wants_of(request, route, self.dialect, self._headers, self._key)
         self._decision = chooser.decide(self._wants, now, self._pipeline.rng)
         return self._decision
 
-    def _preference(self, route: Route) -> str:
-        """What the client says matters to it, if its key lets it say so."""
-        given = self._headers.get(PREFER)
-        if given is None:
-            return ""
-        if self._key is None or not self._key.prefer:
-            raise PermissionDenied("This key may not send x-relay-prefer; the policy allows it with `prefer = true`.")
-        preference = given.decode("latin-1").strip()
-        names = [model.name for model in route.candidates]
-        if preference not in PREFERENCES and preference not in names:
-            allowed = ", ".join((*PREFERENCES, *names))
-            raise InvalidRequest(f"x-relay-prefer is {preference[:SHOWN_NAME]!r}; allowed are {allowed}.")
-        return preference
+    async def _race(self, request: ChatRequest, hedge: Hedge, model: Model, queue: deque[Planned]) -> RelayError | None:
+        """An attempt, and perhaps another one beside it. Returns as `_outcome` does, for both together.
 
-    async def _try(self, request: ChatRequest, model: Model, upstream: Upstream) -> RelayError | None:
-        """One attempt. Returns what went wrong; None if the answer was served."""
-        pipeline, provider = self._pipeline, model.provider
-        now = pipeline.clock.now()
+        Args:
+            request: as read.
+            hedge: when the second may start.
+            model: who is asked first.
+            queue: what would be tried after it; the second is taken from its front.
+        """
+        first = self._begin(request, model)
+        second: list[asyncio.Future[RelayError | None]] = []
+
+        def start_second() -> None:
+            if first.committed or first.ended.done() or (rival := self._rival_for(first, hedge, queue)) is None:
+                return
+            queue.popleft()
+            self._rival = self._begin(request, rival, beside=first)
+            second.append(asyncio.ensure_future(self._outcome(self._rival)))
+
+        timer = self._pipeline.clock.call_later(self._hedge_after_s(first, hedge, queue), start_second)
+        try:
+            failure = await self._outcome(first)
+        finally:
+            timer.cancel()
+            if self._ending is not None and self._rival is not None:
+                self._rival.fail(self._ending)
+                self._release_pending()
+        if not second:
+            return failure
+        if failure is not None and not first.committed and self._rival is not None:
+            self._attempt, self._rival = self._rival, None  # the second runs on alone
+        ended_by = await second[0]
+        self._release_pending()
+        return failure if first.committed else ended_by
+
+    def _hedge_after_s(self, first: Attempt, hedge: Hedge, queue: deque[Planned]) -> float:
+        """How long the first one may take. One that was only tried out is measured by who would have been asked."""
+        now, upstreams = self._pipeline.clock.now(), self._served.upstreams
+        speed = upstreams[first.trial.model.name].speed
+        if self._decision is not None and self._decision.first_by == "explore" and queue and first.trial.number == 1:
+            speed = upstreams[queue[0].model].speed
+        return speed.tail(hedge.after, now) if speed is not None else inf
+
+    def _rival_for(self, first: Attempt, hedge: Hedge, queue: deque[Planned]) -> Model | None:
+        """Who may start beside an attempt that takes too long; None if nobody should."""
+        served, wants, route = self._served, self._wants, self._route
+        if wants is None or route is None or self._ending is not None:
+            return None
+        ledger = served.ledgers[route.name]
+        ledger.waited(too_long=True)
+        self._overdue = True
+        if not queue or queue[0].model == first.trial.model.name or queue[0].backoff_s:
+            return None
+        rival = served.policy.models[queue[0].model]
+        now = self._pipeline.clock.now()
+        if served.upstreams[rival.name].refuses(wants.prompt_tokens + wants.output_tokens, now):
+            return None
+        prices = served.prices[route.name]
+        usd = max(prices[model.name].of(wants.prompt_tokens, 0) for model in (first.trial.model, rival))
+        if not ledger.allows(usd, hedge.max_extra_cost, now):
+            return None
+        self._pending_usd = usd
+        ledger.pending += usd
+        return rival
+
+    def _begin(self, request: ChatRequest, model: Model, *, beside: Attempt | None = None) -> Attempt:
+        """Start one attempt; `beside` is the one that runs already, if it is a second."""
+        pipeline, provider, now = self._pipeline, model.provider, self._pipeline.clock.now()
         tokens = self._wants.prompt_tokens + self._wants.output_tokens if self._wants else 0.0
-        trial = Trial(model, len(self._attempts) + 1, upstream.start(now, tokens), now)
+        self._begun += 1
+        probe = self._served.upstreams[model.name].start(now, tokens)
+        trial = Trial(model, self._begun, probe, now, hedge=beside is not None)
         ended: asyncio.Future[RelayError | None] = asyncio.get_running_loop().create_future()
         attempt: Attempt
         if request.stream:
@@ -534,7 +622,8 @@ class Exchange:
             attempt = StreamAttempt(self, trial, ended, reader)
         else:
             attempt = AnswerAttempt(self, trial, ended)
-        self._attempt = attempt
+        if beside is None:
+            self._attempt = attempt
         body = self.dialect.encode_request(
             request, model=model.upstream, max_tokens_field=model.max_tokens_field, ask_usage=provider.ask_usage
         )
@@ -542,18 +631,23 @@ class Exchange:
         attempt.call = pipeline.transport.send(UpstreamRequest(endpoint, self._forwarded(provider), body), attempt)
         if self._paused:
             attempt.pause()
+        return attempt
+
+    async def _outcome(self, attempt: Attempt) -> RelayError | None:
+        """Wait for an attempt. Returns what went wrong; None if the answer was served."""
         failure: RelayError | None = None
         try:
-            failure = await ended
+            failure = await attempt.ended
         except asyncio.CancelledError:
             failure = ClientGone("The server gave the request up.")
+            self._ending = self._ending or failure
             raise
         finally:
             if failure is not None:
                 attempt.cancel()
             elif attempt.call is not None:
-                pipeline.clock.call_later(LINGER_S, attempt.cancel)
-            self._note(attempt, failure, upstream)
+                self._pipeline.clock.call_later(LINGER_S, attempt.cancel)
+            self._note(attempt, failure, self._served.upstreams[attempt.trial.model.name])
         return failure
 
     def _forwarded(self, provider: Provider) -> tuple[tuple[bytes, bytes], ...]:
@@ -576,6 +670,7 @@ class Exchange:
                 upstream_status=attempt.status,
                 ttft_s=ttft_s,
                 duration_s=now - trial.started_at,
+                hedge=trial.hedge,
             )
         )
         if isinstance(failure, UpstreamFailure) and not isinstance(failure, DeadlineExceeded):
@@ -586,6 +681,20 @@ class Exchange:
             upstream.give_up(probe=trial.probe)
         if upstream.speed is not None:
             self._learn(attempt, failure, upstream, now)
+        if self._route is not None and self._route.hedge is not None:
+            self._account(attempt, failure, self._route, now)
+
+    def _account(self, attempt: Attempt, failure: RelayError | None, route: Route, now: float) -> None:
+        """What an attempt cost, and whether it was for nothing. One that wrote nothing was sent the prompt."""
+        if isinstance(failure, UpstreamFailure) and not attempt.output_chars:
+            return  # refused or broken: not charged
+        usage = attempt.usage
+        prompt_tokens = usage.prompt_tokens if usage else self._wants.prompt_tokens if self._wants else 0
+        output_tokens = usage.completion_tokens if usage else attempt.output_chars / BYTES_PER_TOKEN
+        usd = self._served.prices[route.name][attempt.trial.model.name].of(
+            prompt_tokens, output_tokens, min(usage.cached_tokens, prompt_tokens) if usage else 0
+        )
+        self._served.ledgers[route.name].spend(usd, now, twice=isinstance(failure, Superseded))
 
     def _learn(self, attempt: Attempt, failure: RelayError | None, upstream: Upstream, now: float) -> None:
         """What an attempt shows of a model's speed and of what it has read; its TTFT was noted at the commit."""
@@ -630,11 +739,12 @@ class Exchange:
 
     # --- towards the client ---
 
-    def commit(self, length: int | None) -> None:
+    def commit(self, attempt: Attempt, length: int | None) -> None:
         """See `relay.attempt.Downstream.commit`."""
-        attempt = self._attempt
-        if attempt is None:
-            return
+        if self._rival is not None:
+            self._end_race(attempt)
+        elif self._route is not None and self._route.hedge is not None and not self._overdue:
+            self._served.ledgers[self._route.name].waited(too_long=False)
         now = attempt.committed_at = self._pipeline.clock.now()
         trial = attempt.trial
         upstream = self._served.upstreams[trial.model.name]
@@ -648,10 +758,26 @@ class Exchange:
         headers = self._answer_head(stream=length is None)
         headers += (
             (b"x-relay-model", trial.model.name.encode()),
-            (b"x-relay-attempts", b"%d" % trial.number),
+            (b"x-relay-attempts", b"%d" % self._begun),
             (b"server-timing", b"relay;dur=%.1f, upstream;dur=%.1f" % (timing[0] * 1000, timing[1] * 1000)),
         )
         self._start(OK, headers, length)
+
+    def _end_race(self, winner: Attempt) -> None:
+        """The first real output is there: the other attempt is cancelled, and so can send nothing to the client."""
+        loser = self._attempt if winner is self._rival else self._rival
+        self._attempt, self._rival = winner, None
+        self._release_pending()
+        if loser is not None and not loser.ended.done():
+            now = self._pipeline.clock.now()
+            self._served.upstreams[loser.trial.model.name].late(now - loser.trial.started_at, now)
+            loser.fail(Superseded("Another attempt had its first output earlier."))
+
+    def _release_pending(self) -> None:
+        """What the duplicate really cost is known."""
+        if self._pending_usd and self._route is not None:
+            self._served.ledgers[self._route.name].pending -= self._pending_usd
+            self._pending_usd = 0.0
 
     def _answer_head(self, *, stream: bool) -> Headers:
         if not stream:

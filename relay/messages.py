@@ -239,6 +239,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
         upstream_status: HTTP status of the answer's head; None if none came.
         ttft_s: seconds from its start to the first real output (stream) or the whole answer; None if none came.
         duration_s: seconds from its start to its end.
+        hedge: it was started beside another one.
     """
 
     model: str
@@ -247,6 +248,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     upstream_status: int | None
     ttft_s: float | None
     duration_s: float
+    hedge: bool = False
 
 
 class RequestRecord(msgspec.Struct, frozen=True, gc=False):

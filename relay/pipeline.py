@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
+from relay.client import Nobody
 from relay.errors import ShuttingDown
 from relay.exchange import Exchange, Served
+from relay.limits.hedging import Ledger
 from relay.upstreams import Upstream
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from relay.client import Client
     from relay.clock import Clock, Timer
-    from relay.messages import Headers, RequestRecord
+    from relay.messages import Decision, Headers, RequestRecord, Wants
     from relay.policy.compiled import Policy
     from relay.stores.base import Store
     from relay.transports.base import Transport
@@ -46,6 +48,7 @@ class Pipeline:
         active: requests that are not finished.
         draining: no new requests are taken.
         upstreams: live state by model name.
+        ledgers: what routes that hedge have spent, by name.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Pipeline:
         self.active: set[Exchange] = set()
         self.draining = False
         self.upstreams: dict[str, Upstream] = {}
+        self.ledgers: dict[str, Ledger] = {}
         self.policy = policy
         self._timer: Timer | None = None
         self._idle: asyncio.Future[None] | None = None
@@ -82,7 +86,10 @@ class Pipeline:
             if route.judged:
                 for model in route.candidates:
                     self.upstreams[model.name].watch(model.expected)
-        self._served = Served(policy, self.upstreams)
+        self.ledgers = {
+            route.name: self.ledgers.get(route.name) or Ledger() for route in policy.routes if route.hedge is not None
+        }
+        self._served = Served(policy, self.upstreams, self.ledgers)
 
     def open(self, client: Client, path: str, headers: Headers) -> Exchange:
         """Begin a request whose headers have arrived."""
@@ -91,6 +98,14 @@ class Pipeline:
         if self._timer is None:
             self._timer = self.clock.call_later(TICK_S, self._tick)
         return exchange
+
+    def explain(self, path: str, headers: Headers, body: bytes) -> tuple[Decision, Wants]:
+        """What would be decided for a request; nothing is sent, and nothing is kept of it.
+
+        Raises:
+            RelayError: as the request would be refused before anything is decided.
+        """
+        return Exchange(self, self._served, Nobody(), path, headers).explain(body)
 
     def close_exchange(self, exchange: Exchange, record: RequestRecord) -> None:
         """A request is over."""

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
@@ -174,3 +174,57 @@ def test_the_module_is_the_command() -> None:
     """`python -m relay` does what `relay` does."""
     ran = subprocess.run([sys.executable, "-m", "relay", "version"], capture_output=True, text=True, check=True)
     assert ran.stdout == relay("version").stdout
+
+
+EXPLAINED = """\
+version = 1
+access.open = true
+[providers.p]
+dialect = "openai"
+base_url = "http://127.0.0.1:1/v1"
+[models.dear]
+provider = "p"
+price = { input = 10, output = 10 }
+[models.cheap]
+provider = "p"
+price = { input = 1, output = 1 }
+features = []
+[[routes]]
+name = "auto"
+candidates = ["dear", "cheap"]
+objective = { cost = 1 }
+[keys.team]
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+prefer = true
+"""
+
+
+def explain(tmp_path: Path, *flags: str, **fields: Any) -> Any:
+    (tmp_path / "p.toml").write_text(EXPLAINED)
+    request = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "hi"}], **fields})
+    return CliRunner().invoke(main, ["explain", "-", "--policy", str(tmp_path), *flags], input=request)
+
+
+def test_explain_says_who_is_asked_and_why(tmp_path) -> None:
+    """The cheap one first; without tools it is left out for a request that uses them; a key may prefer."""
+    shown = json.loads(explain(tmp_path, "--format", "json").stdout)
+    assert (shown["order"], shown["first_by"]) == (["cheap", "dear"], "score")
+    shown = json.loads(explain(tmp_path, "--format", "json", tools=[{"type": "function"}]).stdout)
+    assert shown["candidates"][1] == {"model": "cheap", "left_out": "features: tools"}
+    flags = ["--key", "team", "--header", "x-relay-prefer=dear", "--format", "json"]
+    assert json.loads(explain(tmp_path, *flags).stdout)["order"][0] == "dear"
+
+
+def test_explain_as_a_table(tmp_path) -> None:
+    """People see the same in columns."""
+    result = explain(tmp_path, tools=[{"type": "function"}])
+    assert result.exit_code == 0
+    assert "features: tools" in result.stdout
+    assert "dear is first by score." in result.stdout
+
+
+def test_explain_says_what_is_wrong(tmp_path) -> None:
+    """A request that no route serves, a body that is none, and a key that is not there."""
+    assert "No route" in explain(tmp_path, model="other").output
+    assert explain(tmp_path, messages=3).exit_code == 1
+    assert explain(tmp_path, "--key", "nobody").exit_code == 2

@@ -102,6 +102,14 @@ class Price(msgspec.Struct, frozen=True, gc=False):
     cached_input: float
     output: float
 
+    def of(self, prompt_tokens: float, output_tokens: float, cached_tokens: float = 0.0) -> float:
+        """USD for one answer; `cached_tokens` are a part of `prompt_tokens`."""
+        return (
+            (prompt_tokens - cached_tokens) * self.input
+            + cached_tokens * self.cached_input
+            + output_tokens * self.output
+        )
+
 
 class Expectation(msgspec.Struct, frozen=True, gc=False):
     """How fast a model is taken to be before it was seen.
@@ -197,6 +205,18 @@ class Objective(msgspec.Struct, frozen=True, gc=False):
     explore: float = 0.02
 
 
+class Hedge(msgspec.Struct, frozen=True, gc=False):
+    """When a second attempt may start beside the first.
+
+    Attributes:
+        after: quantile of the first one's TTFT that passes without output.
+        max_extra_cost: share of the route's spend that may go into answers nobody reads.
+    """
+
+    after: float
+    max_extra_cost: float = 0.05
+
+
 UNKNOWN_PRICE = Price(1e-6, 1e-6, 1e-6)
 """For a route of whose candidates no price is known: all cost the same, whatever it is."""
 
@@ -213,6 +233,7 @@ class Route(msgspec.Struct, frozen=True, eq=False):
         ttft_ceiling_s: a candidate whose p95 is above it is asked only behind all that are not; None is no ceiling.
         shares: (model, share of requests that it gets first) for some of the candidates.
         barred: candidates that no request may go to, and why.
+        hedge: when a second attempt may start beside the first; None is never.
     """
 
     name: str
@@ -223,6 +244,7 @@ class Route(msgspec.Struct, frozen=True, eq=False):
     ttft_ceiling_s: float | None = None
     shares: tuple[tuple[str, float], ...] = ()
     barred: Mapping[str, str] = {}
+    hedge: Hedge | None = None
 
     @property
     def judged(self) -> bool:
@@ -234,6 +256,7 @@ class Route(msgspec.Struct, frozen=True, eq=False):
             or self.barred
             or self.wants_sizes
             or self.wants_features
+            or self.hedge
         )
 
     @property

@@ -324,6 +324,8 @@ class _Compiler:
                     f"is no candidate of this route{nearest(name, table.candidates)}; allowed are "
                     f"{listed(table.candidates)}",
                 )
+        if table.hedge is not None and len(table.candidates) == 1:
+            self._tables.warning((*path, "hedge"), "has no effect: there is one candidate")
         barred = {model.name: "region" for model in candidates if not _may_serve(model, frozenset(table.regions))}
         if len(barred) == len(candidates):
             self._tables.error(
@@ -339,6 +341,7 @@ class _Compiler:
             ttft_ceiling_s=None if table.slo.ttft_p95_ms is None else table.slo.ttft_p95_ms / 1000,
             shares=tuple((name, share) for name, share in table.weights.items() if name in names),
             barred=barred,
+            hedge=_hedge(table.hedge),
         )
 
     def _candidates(
@@ -450,8 +453,12 @@ def _objective(table: schema.Objective | None) -> compiled.Objective | None:
     return compiled.Objective(table.ttft / total, table.latency / total, table.cost / total, table.explore)
 
 
+def _hedge(table: schema.Hedge | None) -> compiled.Hedge | None:
+    return None if table is None else compiled.Hedge(int(table.after[1:]) / 100, table.max_extra_cost)
+
+
 def _counts_money(table: schema.Route) -> bool:
-    return table.objective is not None and table.objective.cost > 0
+    return table.hedge is not None or (table.objective is not None and table.objective.cost > 0)
 
 
 def _may_serve(model: compiled.Model, regions: frozenset[str]) -> bool:

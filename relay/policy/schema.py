@@ -438,6 +438,23 @@ class Objective(Table):
         return self
 
 
+class Hedge(Table):
+    """When a second candidate is asked beside the first, so that whoever has output first answers."""
+
+    after: Literal["p50", "p75", "p90", "p95", "p98", "p99"] = Field(
+        default="p95",
+        description="Quantile of the first one's time to its first output that passes without any.",
+        examples=["p95"],
+    )
+    max_extra_cost: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="Share of the route's spend that may go into answers that come second.",
+        examples=[0.05],
+    )
+
+
 class Slo(Table):
     """What a route promises. A candidate that does not keep it is asked only if none does."""
 
@@ -473,6 +490,11 @@ class Route(Table):
         default=Slo(),
         description="What the route promises; who does not keep it is asked last.",
         examples=[{"ttft_p95_ms": 1500}],
+    )
+    hedge: Hedge | None = Field(
+        default=None,
+        description="When a second candidate is asked beside the first; streams only. Default: never.",
+        examples=[{"after": "p95", "max_extra_cost": 0.05}],
     )
     weights: dict[Name, Annotated[float, Field(gt=0, le=1)]] = Field(
         default={},

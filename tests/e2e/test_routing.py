@@ -190,3 +190,21 @@ async def test_a_wait_is_known_before_it_ends(front):
             waited = await waiting
     assert next_one.header(b"x-relay-model") == b"second"
     assert (waited.header(b"x-relay-model"), waited.header(b"x-relay-attempts")) == (b"second", b"2")
+
+
+async def test_a_running_relay_explains(front):
+    """POST /relay/explain says what would be decided, with the key and headers of the request, and sends nothing."""
+    models = ({"features": ["tools"], **price(9)}, {"features": [], **price(1)}, price(3))
+    objective = {"cost": 1, "explore": 0}
+    async with world(front, SERVED, SERVED, SERVED, models=models, objective=objective) as (relay, upstreams):
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        answer = await ask(relay.port, post(chat.request_body(tools=tools), path="/relay/explain"))
+        unknown = await ask(relay.port, post(chat.request_body(model="x"), path="/relay/explain"))
+        assert not any(upstream.received for upstream in upstreams)
+        assert not relay.records
+    shown = answer.json()
+    assert (shown["route"], shown["order"], shown["first_by"]) == ("auto", ["third", "first"], "score")
+    assert shown["request"]["features"] == ["tools"]
+    assert [row["left_out"] for row in shown["candidates"]] == [None, "features: tools", None]
+    assert shown["candidates"][2]["usd"] == pytest.approx(shown["candidates"][0]["usd"] / 3, rel=1e-3)
+    assert unknown.status == 404

@@ -248,7 +248,7 @@ SAID = [
     ("timeouts = 3", ["8: error: models.small.timeouts: found 3; allowed is a table with connect_s, first_token_s, silence_s, total_s"]),
     ("timeouts.connect_s = true", ["8: error: models.small.timeouts.connect_s: found true; allowed is a number over 0, at most 60"]),
     ("[[keys]]", ["8: error: keys: found an array; allowed is a table"]),
-    ("[routes]", ["8: error: routes: found a table; allowed is an array, each item a table with name, match, candidates, attempts, objective, slo, weights, regions"]),
+    ("[routes]", ["8: error: routes: found a table; allowed is an array, each item a table with name, match, candidates, attempts, objective, slo, hedge, weights, regions"]),
     (PROVIDER + "http2 = 1", ["11: error: providers.two.http2: found 1; allowed is true or false"]),
     # bounds and choices
     ("timeouts.connect_s = 0", ["8: error: models.small.timeouts.connect_s: found 0; allowed is a number over 0, at most 60"]),
