@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install serve test check bench bench-peers lock
+.PHONY: help install serve test check bench bench-peers bench-routing lock
 
 help:  ## What can be made.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ bench-peers: $(INSTALLED)  ## The same against other gateways, each installed in
 	python -m bench.run --peers --output bench/results/peers.json
 	python -m bench.plots bench/results/peers.json docs/img
 	python -m bench.pages bench/results/peers.json docs/performance.md README.md
+
+bench-routing: $(INSTALLED)  ## Routing against LiteLLM's Router and others, in a simulated world; minutes.
+	python -m bench.routing --output bench/results/routing.json
 
 lock:  ## Write the lock files anew from pyproject.toml.
 	scripts/lock

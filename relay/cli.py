@@ -10,11 +10,13 @@ import random
 import re
 import secrets
 import sys
+from collections import Counter
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
+import msgspec
 from msgspec.structs import asdict
 from rich import box
 from rich.console import Console
@@ -31,6 +33,9 @@ from relay.policy.json_schema import json_schema
 from relay.policy.schema import NAME, PATTERN_WORDS
 from relay.runtimes.policy_files import read_folder
 from relay.runtimes.prices import list_price
+from relay.simulate import Relay as SimulatedRelay
+from relay.simulate import World, figures
+from relay.simulate import simulate as run_world
 from relay.upstreams import Upstream
 from relay.wants import wants_of
 
@@ -46,6 +51,11 @@ KEY_BYTES = 32
 """256 bits from the operating system: the policy keeps a bare SHA-256, safe only for what nobody can guess."""
 
 _folder = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+_policy_option = click.option(
+    "--policy", "folder", type=_folder, required=True, envvar="RELAY_POLICY", help="Folder of the policy set."
+)
 
 
 class Refused(click.ClickException):
@@ -181,6 +191,53 @@ def explain(file: BinaryIO, folder: Path, key_name: str, headers: tuple[str, ...
         click.echo(json.dumps(shown, indent=2))
     else:
         _print_decision(shown)
+
+
+@main.command(
+    epilog="\b\nExample:\n  relay simulate world.toml --policy policies/mine --route auto --seed 7\n\n"
+    "docs/routing.md says what a world consists of. A day takes seconds.",
+)
+@click.argument("file", metavar="WORLD.toml", type=click.File("rb"))
+@click.option(
+    "--policy", "folder", type=_folder, required=True, envvar="RELAY_POLICY", help="Folder of the policy set."
+)
+@click.option("--route", "route_name", required=True, help="Which of its routes the requests take.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is left to chance.")
+@click.option(
+    "--format", "shape", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to answer."
+)
+def simulate(file: BinaryIO, folder: Path, route_name: str, seed: int, shape: str) -> None:
+    """Send generated requests through a route's decisions, in a world of paced upstreams on a virtual clock.
+
+    WORLD.toml says how fast and sure the route's models are and what happens to them.
+    """
+    policy, findings = _checked(folder)
+    if policy is None:
+        raise Refused(ConfigurationError("The policy set does not hold.", findings))
+    route = next((route for route in policy.routes if route.name == route_name), None)
+    if route is None:
+        raise click.BadParameter(f"the policy has no route {route_name!r}", param_hint="--route")
+    try:
+        world = msgspec.toml.decode(file.read(), type=World)
+    except msgspec.DecodeError as error:
+        raise click.ClickException(f"{file.name} is no world: {error}.") from None
+    models, places = {model.name for model in route.candidates}, {place.name for place in world.places}
+    if models != places:
+        raise click.ClickException(
+            f"the route's models are {', '.join(sorted(models))}, the world's places {', '.join(sorted(places))}"
+        )
+    results = run_world(world, seed, lambda upstreams: SimulatedRelay(route, upstreams, seed), attempts=route.attempts)
+    served = Counter(result.place or "nobody" for result in results)
+    shown = {**figures(results), "served_by": dict(served.most_common())}
+    if shape == "json":
+        click.echo(json.dumps(shown, indent=2))
+        return
+    table = Table("figure", "value", box=box.SIMPLE_HEAD)
+    for name, value in figures(results).items():
+        table.add_row(name, f"{value:,.4g}" if name in ("usd_per_1000", "duplicate_spend") else f"{value:,.0f}")
+    for name, count in served.most_common():
+        table.add_row(f"served by {name}", f"{count:,}")
+    Console(highlight=False, markup=False).print(table)
 
 
 def _explained(

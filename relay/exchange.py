@@ -88,7 +88,7 @@ LEASE_MARGIN_S = 60.0
 ANSWER_TOKENS = 1024
 """What is reserved for an answer without a limit; 97 of 100 answers are shorter."""
 
-LATE = 0.9
+LATE = 0.95
 """Quantile of a model's TTFT at which a wait counts as news; and again each time that it has doubled."""
 
 HEDGE = b"x-relay-hedge"
@@ -301,7 +301,7 @@ class Exchange:
         self._check_headers()
         request = self._read(body)
         route = self._find_route(request)
-        chooser = self._served.choosers.get(route.name) or Chooser(route, self._served.upstreams)
+        chooser = Chooser(route, self._served.upstreams)  # of its own: explorations are for requests that are sent
         self._wants = wants_of(request, route, self.dialect, self._headers, self._key)
         return chooser.decide(self._wants, self._pipeline.clock.now(), self._pipeline.rng), self._wants
 
@@ -751,7 +751,7 @@ class Exchange:
         if upstream.speed is not None:
             upstream.answered(attempt.head, now)
             if isinstance(attempt, StreamAttempt):
-                upstream.begun(now - trial.started_at, now)
+                upstream.begun(now - trial.started_at, now, was_late=attempt.late_at_s > 0.0)
         if self._status:
             return
         timing = (trial.started_at - self._arrived_at, attempt.committed_at - trial.started_at)
@@ -770,7 +770,8 @@ class Exchange:
         self._release_pending()
         if loser is not None and not loser.ended.done():
             now = self._pipeline.clock.now()
-            self._served.upstreams[loser.trial.model.name].late(now - loser.trial.started_at, now)
+            told = isinstance(loser, StreamAttempt) and loser.late_at_s > 0.0
+            self._served.upstreams[loser.trial.model.name].late(now - loser.trial.started_at, now, again=told)
             loser.fail(Superseded("Another attempt had its first output earlier."))
 
     def _release_pending(self) -> None:
@@ -798,7 +799,7 @@ class Exchange:
         upstream = self._served.upstreams[attempt.trial.model.name]
         age_s = now - attempt.trial.started_at
         if upstream.speed is not None and age_s >= (attempt.late_at_s or upstream.speed.tail(LATE, now)):
-            upstream.late(age_s, now)
+            upstream.late(age_s, now, again=attempt.late_at_s > 0.0)
             attempt.late_at_s = 2.0 * age_s
 
     def _keep_alive(self, now: float, heard_at: float) -> None:

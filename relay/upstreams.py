@@ -37,6 +37,8 @@ PASSING = ("retry_after", "breaker_open", "upstream_")
 _SCORED = 1.0
 """Standard deviations above the median at which TTFT is scored (p84): the tail counts, but does not rule."""
 _P95 = deviations(0.95)
+_YOUNG = 3
+"""Observations that a model gets without waiting for its turn to be explored."""
 _UNKNOWN = 0.6
 """How much lower (in log) the latency of a model may be that was never seen; less with each observation."""
 
@@ -158,16 +160,16 @@ class Upstream:
 
     # --- speed; only for models that are watched ---
 
-    def begun(self, ttft_s: float, now: float) -> None:
-        """A stream has its first output, `ttft_s` seconds after its attempt began."""
+    def begun(self, ttft_s: float, now: float, *, was_late: bool = False) -> None:
+        """A stream has its first output, `ttft_s` seconds after its attempt began; `was_late` if `late` was told."""
         if self.speed is not None:
-            self.speed.begun(ttft_s, now)
+            self.speed.begun(ttft_s, now, was_late=was_late)
             self.outlook = outlook(self.speed)
 
-    def late(self, age_s: float, now: float) -> None:
-        """A stream has waited `age_s` seconds for its first output and waits on."""
+    def late(self, age_s: float, now: float, *, again: bool = False) -> None:
+        """A stream has waited `age_s` seconds for its first output and waits on; `again` if that was told before."""
         if self.speed is not None:
-            self.speed.late(age_s, now)
+            self.speed.late(age_s, now, again=again)
             self.outlook = outlook(self.speed)
 
     def wasted(self, after_s: float, now: float) -> None:
@@ -222,6 +224,7 @@ def outlook(speed: Speed) -> Outlook:
         token_s=exp(per_token.mean),
         doubt=ttft.error(),
         hope=better + _UNKNOWN / (1.0 + ttft.seen()),
+        young=ttft.seen() < _YOUNG,
     )
 
 

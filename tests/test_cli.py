@@ -228,3 +228,26 @@ def test_explain_says_what_is_wrong(tmp_path) -> None:
     assert "No route" in explain(tmp_path, model="other").output
     assert explain(tmp_path, messages=3).exit_code == 1
     assert explain(tmp_path, "--key", "nobody").exit_code == 2
+
+
+WORLD = """\
+seconds = 300
+per_s = 2
+places = [
+  { name = "dear", ttft_ms = [400, 900, 2500], tokens_per_s = 80, price = [10, 10] },
+  { name = "cheap", ttft_ms = [500, 900, 2500], tokens_per_s = 80, price = [1, 1] },
+]
+"""
+
+
+def test_simulate(tmp_path) -> None:
+    """Says what a policy makes of a world; one whose places are not the route's models is refused."""
+    (tmp_path / "p.toml").write_text(EXPLAINED)
+    run = ["simulate", "-", "--policy", str(tmp_path), "--route"]
+    shown = json.loads(CliRunner().invoke(main, [*run, "auto", "--format", "json"], input=WORLD).stdout)
+    assert shown["failures"] == 0
+    assert next(iter(shown["served_by"])) == "cheap"
+    assert "served by cheap" in CliRunner().invoke(main, [*run, "auto"], input=WORLD).stdout
+    assert CliRunner().invoke(main, [*run, "other"], input=WORLD).exit_code == 2
+    assert CliRunner().invoke(main, [*run, "cheap"], input=WORLD).exit_code == 1
+    assert CliRunner().invoke(main, [*run, "auto"], input="seconds = 3").exit_code == 1

@@ -101,15 +101,22 @@ class Level:
         self._run = 0  # surprises in a row, negative if below
         self._run_sum = 0.0
 
-    def add(self, value: float, now: float) -> None:
-        """Count one observation, made at `now` seconds on any clock that does not run below zero."""
+    def add(self, value: float, now: float, *, surprising: bool | None = None) -> None:
+        """Count one observation.
+
+        Args:
+            value: at least 0.
+            now: seconds on any clock that does not run below zero.
+            surprising: whether it counts as one of the surprises that make a jump; None leaves that to the scatter.
+                One slow answer is one surprise, however often it was told of.
+        """
         x = log(value) if value > _FASTEST_S else log(_FASTEST_S)
         idle_s = now - self._at
         self._at = now
         if self._seen < _USUAL_MEMORY:
             self._seen += 1.0
         self.usual += (x - self.usual) / self._seen
-        if self._jumped(x, stale=idle_s > STALE_S):
+        if surprising is not False and self._jumped(x, stale=idle_s > STALE_S, surprising=bool(surprising)):
             self.mean = self._run_sum / abs(self._run)
             self.deviation = PRIOR_DEVIATION
             self._weight = float(abs(self._run))
@@ -123,9 +130,9 @@ class Level:
         variance += (before * (x - self.mean) - variance) / weight
         self.deviation = max(sqrt(variance), _LEAST_DEVIATION) if variance > 0.0 else _LEAST_DEVIATION
 
-    def _jumped(self, x: float, *, stale: bool) -> bool:
+    def _jumped(self, x: float, *, stale: bool, surprising: bool) -> bool:
         off = x - self.mean
-        if abs(off) <= _SURPRISE * self.deviation:
+        if abs(off) <= _SURPRISE * self.deviation and not surprising:
             if self._run:
                 self._run, self._run_sum = 0, 0.0
             return False
@@ -136,10 +143,16 @@ class Level:
         self._run_sum += x
         return abs(self._run) >= _RUN or (stale and side < 0)
 
-    def at_least(self, value: float, now: float) -> None:
-        """What is still awaited takes longer than `value`: bad news counts before it is complete."""
+    def at_least(self, value: float, now: float, *, again: bool = False) -> None:
+        """What is still awaited takes longer than `value`, which few do: bad news counts before it is complete.
+
+        Args:
+            value: so far.
+            now: as in `add`.
+            again: it was told of before.
+        """
         if value > _FASTEST_S and log(value) > self.mean:
-            self.add(value, now)
+            self.add(value, now, surprising=not again)
 
     def quantile(self, deviations: float) -> float:
         """The value so many standard deviations above the median."""
@@ -234,16 +247,16 @@ class Speed:
         self._kept: dict[float, float] = {}
         self._kept_until = 0.0
 
-    def begun(self, ttft_s: float, now: float) -> None:
-        """An attempt has its first output."""
-        self.ttft.add(ttft_s, now)
+    def begun(self, ttft_s: float, now: float, *, was_late: bool = False) -> None:
+        """An attempt has its first output; `was_late` if it was told of before."""
+        self.ttft.add(ttft_s, now, surprising=False if was_late else None)
         self._tail.add(ttft_s, now)
         if self.failing:
             self._attempted(now, failed=0.0, wasted_s=0.0)
 
-    def late(self, age_s: float, now: float) -> None:
-        """An attempt has waited for `age_s` and waits on."""
-        self.ttft.at_least(age_s, now)
+    def late(self, age_s: float, now: float, *, again: bool = False) -> None:
+        """An attempt has waited for `age_s` and waits on; `again` if it was told of before."""
+        self.ttft.at_least(age_s, now, again=again)
 
     def failed(self, after_s: float, now: float) -> None:
         """An attempt failed before its first output."""

@@ -49,6 +49,7 @@ class Outlook(msgspec.Struct, frozen=True, gc=False):
         token_s: seconds for each token behind it.
         doubt: standard error of log latency.
         hope: by how much log latency may well be lower than it looks: it once was, or nobody knows.
+        young: it was hardly ever seen.
     """
 
     ttft_s: float
@@ -56,6 +57,7 @@ class Outlook(msgspec.Struct, frozen=True, gc=False):
     token_s: float
     doubt: float
     hope: float
+    young: bool = False
 
 
 class Standing(Protocol):
@@ -115,6 +117,8 @@ _rank = attrgetter("over", "score", "place")
 class Chooser:
     """Decides for the requests of one route. Made once for a policy; holds what is the same for each of them.
 
+    All that changes in it is how many explorations the route is owed: one for so many requests.
+
     Args:
         route: whose candidates.
         standings: live state by model name.
@@ -125,6 +129,7 @@ class Chooser:
         objective = route.objective
         self._weights = (objective.ttft, objective.latency, objective.cost) if objective else None
         self._explore = objective.explore if objective else 0.0
+        self._owed = 0.0  # explorations; counted instead of drawn, so that none is long in coming
         self._ceiling_s = inf if route.ttft_ceiling_s is None else route.ttft_ceiling_s
         self._models = {model.name: model for model in route.candidates}
         self._standings = {name: standings[name] for name in self._models}
@@ -141,9 +146,11 @@ class Chooser:
         Args:
             wants: what the request asks for.
             now: seconds on the clock of the standings.
-            rng: breaks ties, draws shares and explorations.
+            rng: breaks ties, draws shares.
         """
         weights = PREFERENCES.get(wants.prefer, self._weights)
+        if self._owed < 1.0:
+            self._owed += self._explore
         candidates = self._weigh(wants, weights, now, rng)
         usable = [weighed for weighed in candidates if not weighed.left_out]
         if not usable:
@@ -224,12 +231,13 @@ class Chooser:
                     return name, "share"
             shared = {name for name, _ in shares}
             first = next((weighed for weighed in usable if weighed.model not in shared), first)
-        if self._explore and rng.random() < self._explore and (explored := self._doubtful(first, usable, now)):
+        if self._explore and (explored := self._doubtful(first, usable, now)):
+            self._owed = max(self._owed - 1.0, 0.0)
             return explored, "explore"
         return first.model, first_by
 
     def _doubtful(self, first: Weighed, usable: list[Weighed], now: float) -> str | None:
-        """Who may well be better than the first, and was not asked for longest."""
+        """Who may well be better than the first, and was not asked for longest; the young need not wait their turn."""
         w_ttft, w_latency, _ = self._weights or (0.0, 0.0, 0.0)
         shared = {name for name, _ in self.route.shares}
         found, found_at = None, now - EXPLORE_EVERY_S
@@ -237,6 +245,8 @@ class Chooser:
             if weighed is first:
                 continue
             standing = self._standings[weighed.model]
+            if self._owed < 1.0 and not standing.outlook.young:
+                continue
             best = weighed.score - (w_ttft + w_latency) * standing.outlook.hope
             if best < first.score and standing.asked_at < found_at and weighed.model not in shared:
                 found, found_at = weighed.model, standing.asked_at

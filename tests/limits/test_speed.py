@@ -53,6 +53,19 @@ def test_good_news_of_a_model_left_alone_is_believed_at_once():
     assert slow_once.quantile(0.0) < 1.5
 
 
+def test_one_slow_answer_is_one_surprise():
+    """However often the same wait is told of, it alone makes no jump; three waits do."""
+    level = level_at(1.0)
+    before = level.quantile(0.0)
+    level.at_least(2.5, 1.0)
+    level.at_least(5.0, 2.0, again=True)
+    level.add(9.0, 3.0, surprising=False)
+    assert level.quantile(0.0) < before * 1.5
+    for n in range(2):
+        level.at_least(9.0, 4.0 + n)
+    assert level.quantile(0.0) > 4.0
+
+
 def test_what_is_awaited_counts_only_as_bad_news():
     """A wait shorter than the median says nothing; a longer one raises it."""
     level = level_at(1.0)

@@ -1,0 +1,262 @@
+"""Relay's routing against LiteLLM's Router and others, in one seeded world on a virtual clock.
+
+    python -m bench.routing --output bench/results/routing.json     # all of it, some minutes
+    python -m bench.routing --seeds 1 --no-litellm                  # what needs no other environment
+
+How it avoids fooling itself: every router sees the same requests, and for each request each model would do the same
+whoever asks; the weather is the same; nobody is told of it but the oracle. LiteLLM is its own code from PyPI
+(`litellm_routers`), with its defaults. Costs count duplicates. A retry does not wait, which favours those that need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from math import exp, log
+from pathlib import Path
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from bench.environments import NotInstalled, python_environment
+from bench.programs import CACHE
+from bench.routers import LeastBusy, Oracle, PeakEwma, Random, RoundRobin
+from relay.policy.compiled import Breaker, Hedge, Match, Model, Objective, Price, Provider, Route, Timeouts
+from relay.simulate import Place, Relay, Result, Weather, World, figures, simulate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from relay.simulate import Router, Upstreams
+
+HOUR = 3600.0
+ROOT = Path(__file__).parent.parent
+LITELLM = "1.106.2"
+STRATEGIES = ("latency-based-routing", "cost-based-routing", "simple-shuffle", "usage-based-routing-v2", "least-busy")
+
+WORLD = World(
+    seconds=4 * HOUR,
+    per_s=1.5,
+    places=(  # TTFT as measured: p50, p95, p99 in ms; USD per million tokens read and written
+        Place("mini", (536, 844, 4461), 80, (0.15, 0.60)),
+        Place("mini-eu", (520, 900, 3000), 75, (0.165, 0.66), errors=0.01),
+        Place("haiku", (541, 1591, 4117), 110, (1.0, 5.0)),
+        Place("sonnet", (941, 2939, 4787), 70, (3.0, 15.0)),
+        Place("new", (250, 500, 1500), 200, (0.30, 1.20), from_s=3.2 * HOUR),
+    ),
+    weather=(
+        Weather("mini", "slow", 0.6 * HOUR, 1.6 * HOUR, 6.0),
+        Weather("mini-eu", "outage", 2.0 * HOUR, 2.2 * HOUR, 0.1),
+        Weather("mini", "limit", 2.6 * HOUR, 2.9 * HOUR, 20.0),
+    ),
+)
+"""Four hours: one degraded, an outage, a 429 storm, a price gap of 25, and a new fast model near the end."""
+
+TURN = World(
+    seconds=1500.0,
+    per_s=5.0,
+    places=(
+        Place("best", (400, 900, 2500), 80, (0.15, 0.60)),
+        Place("spare", (800, 1600, 4000), 80, (0.15, 0.60)),
+    ),
+    weather=(Weather("best", "slow", 300.0, 900.0, 10.0),),
+)
+"""The better of two is slow for ten minutes: how many requests until it is left, how long until it is back?"""
+
+OBJECTIVE = Objective(latency=0.6, cost=0.4)
+HEDGE = Hedge(0.95, 0.05)
+
+
+def route(world: World, objective: Objective, hedge: Hedge | None) -> Route:
+    """All places of a world as one route."""
+    provider = Provider(
+        "p", "openai", "http://p.invalid/v1", None, (), frozenset(), Timeouts(), Breaker(), 1, None, http2=False
+    )
+    models = tuple(
+        Model(place.name, provider, place.name, None, Timeouts(), price=Price(usd_in, usd_in, usd_out))
+        for place in world.places
+        for usd_in, usd_out in [(place.price[0] / 1e6, place.price[1] / 1e6)]
+    )
+    return Route("auto", Match(re.compile("auto")), models, 3, objective=objective, hedge=hedge)
+
+
+def contenders(world: World, seed: int) -> dict[str, Callable[[Upstreams], Router]]:
+    """Those that run in this process."""
+    plain, hedged = route(world, OBJECTIVE, None), route(world, OBJECTIVE, HEDGE)
+    return {
+        "oracle": lambda upstreams: Oracle(upstreams, OBJECTIVE),
+        "relay": lambda upstreams: Relay(plain, upstreams, seed),
+        "relay, hedged": lambda upstreams: Relay(hedged, upstreams, seed),
+        "round robin": RoundRobin,
+        "random": lambda upstreams: Random(upstreams, seed),
+        "least busy": lambda upstreams: LeastBusy(upstreams, seed),
+        "P2C + peak-EWMA": lambda upstreams: PeakEwma(upstreams, seed),
+    }
+
+
+def litellm(world: World, strategy: str, seed: int, python: Path) -> list[Result]:
+    """One run of LiteLLM's Router, in its own environment; kept, because it takes minutes and Relay is not in it."""
+    asked = msgspec.json.encode(world)
+    kept = CACHE / f"litellm-{hashlib.sha256(asked + LITELLM.encode()).hexdigest()[:12]}-{strategy}-{seed}.msgpack"
+    if not kept.exists():
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            file.write(asked)
+            file.flush()
+            finished = subprocess.run(
+                [python, "-m", "bench.litellm_routers", file.name, strategy, str(seed)],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+                check=True,
+                stdout=subprocess.PIPE,
+            )
+        kept.write_bytes(finished.stdout)
+    return msgspec.msgpack.decode(kept.read_bytes(), type=list[Result])
+
+
+def scored(results: Sequence[Result]) -> dict[str, float]:
+    """The figures of one run, and the mean log score of what was served."""
+    score = fmean(
+        OBJECTIVE.ttft * log(result.ttft_s)
+        + OBJECTIVE.latency * log(result.latency_s)
+        + OBJECTIVE.cost * log(result.usd)
+        for result in results
+        if result.place
+    )
+    return {**figures(results), "log_score": score}
+
+
+def turning(seed: int) -> tuple[int, float]:
+    """Requests that a degraded model still gets, and seconds until a recovered one is served from again.
+
+    Left is it when three requests in a row went elsewhere first; back, when three of four were served from it.
+    """
+    turn = TURN.weather[0]
+    results = simulate(TURN, seed, lambda upstreams: Relay(route(TURN, Objective(ttft=1.0), None), upstreams, seed))
+    after = [result for result in results if result.at >= turn.from_s]
+    left = next(n for n in range(len(after)) if all(result.first != turn.place for result in after[n : n + 3]))
+    later = [result for result in results if result.at >= turn.until_s]
+    back = next(
+        later[n].at
+        for n in range(len(later))
+        if [result.place for result in later[n : n + 4]].count(turn.place) > 2  # noqa: PLR2004
+    )
+    return sum(result.first == turn.place for result in after[:left]), back - turn.until_s
+
+
+def compared(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Each router's figures, averaged over the seeds, with its regret."""
+    means = {name: {key: fmean(run[key] for run in of_seeds) for key in of_seeds[0]} for name, of_seeds in runs.items()}
+    for figure in means.values():
+        figure["regret"] = exp(figure["log_score"] - means["oracle"]["log_score"]) - 1.0
+    return means
+
+
+def bars(means: dict[str, dict[str, float]], turns: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
+    """What was to be reached, and what was."""
+    relay, hedged = means["relay"], means["relay, hedged"]
+    rows = []
+    others = {name: figure for name, figure in means.items() if name.startswith("LiteLLM")}
+    if others:
+        best = min(others, key=lambda name: others[name]["ttft_p95_ms"])
+        latency = others["LiteLLM latency-based-routing"]
+        rows += [
+            {
+                "figure": f"TTFT p95 against LiteLLM's best ({best.removeprefix('LiteLLM ')}), at "
+                f"{hedged['usd_per_1000'] / others[best]['usd_per_1000']:.2f}x its cost",
+                "bar": "<= 0.6x",
+                "value": f"{hedged['ttft_p95_ms'] / others[best]['ttft_p95_ms']:.2f}x",
+            },
+            {
+                "figure": "cost against LiteLLM's latency-based-routing, at "
+                f"{hedged['ttft_p95_ms'] / latency['ttft_p95_ms']:.2f}x its TTFT p95",
+                "bar": "<= 0.7x",
+                "value": f"{hedged['usd_per_1000'] / latency['usd_per_1000']:.2f}x",
+            },
+        ]
+    lefts, backs = zip(*turns, strict=True)
+    return [
+        *rows,
+        {
+            "figure": f"TTFT p99 with hedging at {hedged['duplicate_spend']:.1%} duplicate spend",
+            "bar": "<= 0.5x",
+            "value": f"{hedged['ttft_p99_ms'] / relay['ttft_p99_ms']:.2f}x",
+        },
+        {
+            "figure": "failures seen by clients, outage and 429 storm included",
+            "bar": "0",
+            "value": f"{hedged['failures']:.0f}",
+        },
+        {
+            "figure": f"requests until a degraded model is left (median of {len(turns)} seeds; worst)",
+            "bar": "<= 10",
+            "value": f"{median(lefts):.0f}; {max(lefts)}",
+        },
+        {
+            "figure": "seconds until a recovered one is back (median; worst)",
+            "bar": "<= 60",
+            "value": f"{median(backs):.0f}; {max(backs):.0f}",
+        },
+        {
+            "figure": "regret against the oracle (weighted score), unhedged; hedged",
+            "bar": "<= 15 %",
+            "value": f"{relay['regret']:.1%}; {hedged['regret']:.1%}",
+        },
+    ]
+
+
+def table(means: dict[str, dict[str, float]]) -> str:
+    """Markdown."""
+    lines = [
+        "| router | TTFT p50 ms | p95 | p99 | USD per 1,000 | failed | duplicate spend | regret |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, f in means.items():
+        lines.append(
+            f"| {name} | {f['ttft_p50_ms']:.0f} | {f['ttft_p95_ms']:.0f} | {f['ttft_p99_ms']:.0f} "
+            f"| {f['usd_per_1000']:.3f} | {f['failures']:.0f} | {f['duplicate_spend']:.1%} | {f['regret']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run, print the tables, write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="where the figures go, as JSON")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--no-litellm", action="store_true")
+    arguments = parser.parse_args()
+    seeds = range(1, arguments.seeds + 1)
+    runs: dict[str, list[dict[str, float]]] = {}
+    for seed in seeds:
+        for name, router in contenders(WORLD, seed).items():
+            runs.setdefault(name, []).append(scored(simulate(WORLD, seed, router)))
+    if not arguments.no_litellm:
+        try:
+            packages = [f"litellm=={LITELLM}", "msgspec", "time-machine"]
+            python = python_environment("litellm-router", packages, python=Path(sys.executable)) / "python"
+            for strategy in STRATEGIES:
+                runs[f"LiteLLM {strategy}"] = [scored(litellm(WORLD, strategy, seed, python)) for seed in seeds]
+        except NotInstalled as error:
+            print(f"LiteLLM is left out: {error}", file=sys.stderr)
+    means = compared(runs)
+    turns = [turning(seed) for seed in range(1, 21)]
+    reached = bars(means, turns)
+    print(table(means), "\n")
+    print("| figure | bar | reached |\n|---|---|---|")
+    for row in reached:
+        print(f"| {row['figure']} | {row['bar']} | {row['value']} |")
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        shown = {"world": msgspec.to_builtins(WORLD), "seeds": list(seeds), "routers": means, "bars": reached}
+        arguments.output.write_text(json.dumps(shown, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
