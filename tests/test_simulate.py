@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import pairwise
 from math import inf
@@ -10,9 +11,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from relay.policy.compiled import Hedge, Match, Objective, Route
+from relay.policy.compiled import Hedge, Route
 from relay.simulate import Place, Relay, Silent, Upstreams, Weather, World, arrivals, figures, simulate, ttft_s
-from tests.policy.test_decide import model, usd
+from tests.policy.routes import route_over
+from tests.vectors.routing import KEPT, decided
 
 FAST = Place("fast", (400, 900, 2500), 80, (1, 1))
 SLOW = Place("slow", (800, 1600, 4000), 80, (1, 1))
@@ -23,15 +25,8 @@ def world(*weather: Weather, seconds: float = 600.0, places: tuple[Place, ...] =
     return World(seconds, 2.0, places, weather)
 
 
-def route(places=(FAST, SLOW), hedge: Hedge | None = None, **weights: float) -> Route:
-    models = tuple(model(place.name, price=usd(*place.price)) for place in places)
-    return Route(
-        "auto", Match(re.compile("auto")), models, 3, objective=Objective(**(weights or {"ttft": 1.0})), hedge=hedge
-    )
-
-
 def run(of: World, made: Route | None = None, seed: int = 1):
-    made = made or route(of.places)
+    made = made or route_over(of.places)
     return simulate(of, seed, lambda upstreams: Relay(made, upstreams, seed))
 
 
@@ -114,7 +109,7 @@ def test_a_new_model_is_found():
 def test_hedging_cuts_the_tail_within_its_share():
     """The p99 falls by a third at least, duplicates stay within their share, and all are answered once."""
     of = world(seconds=3000.0)
-    plain, hedged = figures(run(of)), figures(run(of, route(hedge=Hedge(0.95, 0.05))))
+    plain, hedged = figures(run(of)), figures(run(of, route_over((FAST, SLOW), hedge=Hedge(0.95, 0.05))))
     assert hedged["ttft_p99_ms"] < 0.67 * plain["ttft_p99_ms"]
     assert 0.0 < hedged["duplicate_spend"] <= 0.05
     assert hedged["failures"] == 0
@@ -123,7 +118,7 @@ def test_hedging_cuts_the_tail_within_its_share():
 def test_hedging_stops_when_everything_is_slow():
     """In an hour in which all are slow, duplicates stay as few as they were."""
     storm = [Weather(place.name, "slow", 600, 1200, 8.0) for place in (FAST, SLOW)]
-    results = run(world(*storm, seconds=1200.0), route(hedge=Hedge(0.95, 0.5)))
+    results = run(world(*storm, seconds=1200.0), route_over((FAST, SLOW), hedge=Hedge(0.95, 0.5)))
     calm = sum(result.twice_usd > 0 for result in results if result.at < 600)
     bad = sum(result.twice_usd > 0 for result in results if result.at >= 600)
     assert bad < 2 * calm + 60
@@ -132,7 +127,7 @@ def test_hedging_stops_when_everything_is_slow():
 def test_costs_follow_the_weights():
     """With cost alone the cheap one is taken, however slow."""
     cheap = msgspec.structs.replace(SLOW, price=(0.1, 0.1))
-    results = run(world(places=(FAST, cheap)), route((FAST, cheap), cost=1.0))
+    results = run(world(places=(FAST, cheap)), route_over((FAST, cheap), cost=1.0))
     assert [result.first for result in results].count("slow") > 0.9 * len(results)
 
 
@@ -148,3 +143,8 @@ def test_documented_world():
     """The world in the documentation is one."""
     (text,) = re.findall(r"^```toml\n(seconds.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
     assert [place.name for place in msgspec.toml.decode(text, type=World).places] == ["small", "large"]
+
+
+def test_every_python_decides_alike():
+    """The same seeds lead to the same decisions as when they were kept, wherever this runs."""
+    assert decided() == json.loads(KEPT.read_text())

@@ -8,23 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.messages import Wants
-from relay.policy.compiled import Breaker, Match, Model, Objective, Price, Provider, Retries, Route, Timeouts
+from relay.policy.compiled import Match, Model, Objective, Retries, Route, Timeouts
 from relay.policy.decide import Chooser, Outlook, plan
-
-PROVIDER = Provider(
-    name="p",
-    dialect="openai",
-    base_url="http://127.0.0.1/v1",
-    api_key=None,
-    headers=(),
-    forward_headers=frozenset(),
-    timeouts=Timeouts(),
-    breaker=Breaker(),
-    max_connections=10,
-    proxy=None,
-    http2=False,
-)
-
+from tests.policy.routes import PROVIDER, usd
 
 WANTS = Wants(prompt_tokens=1000, output_tokens=300)
 
@@ -92,11 +78,6 @@ class Stand:
 
 def model(name, **said) -> Model:
     return Model(name, PROVIDER, name, None, Timeouts(), **said)
-
-
-def usd(price_in, price_out=None, cached=None) -> Price:
-    """USD per million, as a policy says it."""
-    return Price(price_in / 1e6, (price_in if cached is None else cached) / 1e6, (price_out or price_in) / 1e6)
 
 
 def choose(models, stands, wants=WANTS, *, seed=0, now=100.0, **of_route):
