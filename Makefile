@@ -35,7 +35,7 @@ bench-peers: $(INSTALLED)  ## The same against other gateways, each installed in
 	python -m bench.pages bench/results/peers.json docs/performance.md README.md
 
 bench-routing: $(INSTALLED)  ## Routing against LiteLLM's Router and others, in a simulated world; minutes.
-	python -m bench.routing --output bench/results/routing.json
+	python -m bench.routing --output bench/results/routing.json --plot docs/img/routing.svg
 
 lock:  ## Write the lock files anew from pyproject.toml.
 	scripts/lock

@@ -225,10 +225,45 @@ def table(means: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def picture(means: dict[str, dict[str, float]]) -> str:
+    """SVG: TTFT p95 (circle) to p99 (end of the line) over cost, both on logarithmic scales; lower left is better."""
+    width, height, left, top = 760, 400, 60, 20
+    costs = [figure["usd_per_1000"] for figure in means.values()]
+    times = [figure[key] for figure in means.values() for key in ("ttft_p95_ms", "ttft_p99_ms")]
+
+    def x(usd: float) -> float:
+        return left + (width - left - 180) * log(usd / min(costs)) / log(max(costs) / min(costs))
+
+    def y(ms: float) -> float:
+        return top + (height - top - 50) * log(max(times) / ms) / log(max(times) / min(times))
+
+    parts = [
+        (
+            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' font-size='12' "
+            "font-family='system-ui, sans-serif' fill='#7d8590'>"
+        ),
+        f"<text x='{left}' y='{height - 8}'>USD per 1,000 requests: {min(costs):.2f} … {max(costs):.2f}</text>",
+        (
+            f"<text x='14' y='{height - 50}' transform='rotate(-90 14 {height - 50})'>TTFT p95 to p99, ms: "
+            f"{min(times):.0f} … {max(times):.0f}</text>"
+        ),
+    ]
+    for name, figure in means.items():
+        colour = "#e0672d" if name.startswith("relay") else "#3f7fbf" if name.startswith("LiteLLM") else "#8fa3bf"
+        at, p95, p99 = x(figure["usd_per_1000"]), y(figure["ttft_p95_ms"]), y(figure["ttft_p99_ms"])
+        parts += [
+            f"<line x1='{at:.0f}' x2='{at:.0f}' y1='{p95:.0f}' y2='{p99:.0f}' stroke='{colour}'/>",
+            f"<circle cx='{at:.0f}' cy='{p95:.0f}' r='5' fill='{colour}'/>",
+            f"<text x='{at + 9:.0f}' y='{p95 + 4:.0f}'>{name}</text>",
+        ]
+    return "\n".join([*parts, "</svg>\n"])
+
+
 def main() -> None:
     """Run, print the tables, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="where the figures go, as JSON")
+    parser.add_argument("--plot", type=Path, help="where the picture goes, as SVG")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--no-litellm", action="store_true")
     arguments = parser.parse_args()
@@ -252,6 +287,9 @@ def main() -> None:
     print("| figure | bar | reached |\n|---|---|---|")
     for row in reached:
         print(f"| {row['figure']} | {row['bar']} | {row['value']} |")
+    if arguments.plot:
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+        arguments.plot.write_text(picture(means))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         shown = {"world": msgspec.to_builtins(WORLD), "seeds": list(seeds), "routers": means, "bars": reached}

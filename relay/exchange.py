@@ -503,7 +503,7 @@ class Exchange:
                 now = max(ready_at, pipeline.clock.now())  # uvloop's timers may run a little early
             if upstream.unavailable(now):
                 continue
-            if request.stream and route.hedge is not None and self._headers.get(HEDGE) != b"never":
+            if route.hedge is not None and self._may_hedge(request):
                 ended_by = await self._race(request, route.hedge, model, queue)
             else:
                 ended_by = await self._outcome(self._begin(request, model))
@@ -515,6 +515,10 @@ class Exchange:
             if not self._may_go_on(failure, too_small):
                 break
         raise failure or _none_left(route, left_out, served.upstreams, now)
+
+    def _may_hedge(self, request: ChatRequest) -> bool:
+        """Whether this request may be asked twice at a time at all."""
+        return request.stream and self._decision is not None and self._headers.get(HEDGE) != b"never"
 
     def _may_go_on(self, failure: RelayError, too_small: list[Model]) -> bool:
         """Whether another attempt may follow; notes a model whose context was too small."""
