@@ -118,7 +118,18 @@ class Served:
         forwarded: names of the client's headers that each provider may see, by provider name.
     """
 
-    __slots__ = ("_full_plans", "choosers", "endpoints", "forwarded", "ledgers", "policy", "prices", "upstreams")
+    __slots__ = (
+        "_full_plans",
+        "_known_keys",
+        "_standing",
+        "choosers",
+        "endpoints",
+        "forwarded",
+        "ledgers",
+        "policy",
+        "prices",
+        "upstreams",
+    )
 
     def __init__(self, policy: Policy, upstreams: Mapping[str, Upstream], ledgers: Mapping[str, Ledger]) -> None:
         self.policy = policy
@@ -136,13 +147,29 @@ class Served:
             for name, provider in policy.providers.items()
         }
         self._full_plans = {route: self.plan(route, {"": ""}) for route in policy.routes}
+        self._standing = {
+            route: [(model.name, upstreams[model.name]) for model in route.candidates] for route in policy.routes
+        }
+        self._known_keys: dict[bytes, Key] = {}
+
+    def key_for(self, presented: bytes) -> Key | None:
+        """`Policy.key_for`, remembered for keys that it knows, so no more of them than the policy has.
+
+        A lookup compares whole keys only after their hashes, which are seeded per process: its time tells nothing.
+        """
+        key = self._known_keys.get(presented)
+        if key is None:
+            key = self.policy.key_for(presented)
+            if key is not None:
+                self._known_keys[presented] = key
+        return key
 
     def unavailable(self, route: Route, now: float) -> Mapping[str, str]:
         """Candidates that are not to be asked, and why. If that is all of them, those worth waiting for are not in."""
         reasons = {}
-        for model in route.candidates:
-            if reason := self.upstreams[model.name].unavailable(now):
-                reasons[model.name] = reason
+        for name, upstream in self._standing[route]:
+            if upstream.troubled and (reason := upstream.unavailable(now)):
+                reasons[name] = reason
         if len(reasons) < len(route.candidates):
             return reasons
         waiting = self.worth_waiting_for(route, reasons, now)
@@ -410,7 +437,7 @@ class Exchange:
             )
         scheme, _, presented = self._headers.get(b"authorization", b"").partition(b" ")
         if presented and scheme.lower() == b"bearer":
-            self._key = policy.key_for(presented.strip())
+            self._key = self._served.key_for(presented.strip())
         if self._key is None and not policy.open:
             raise AuthenticationFailed(
                 "The API key is not known here." if presented else "No API key: send `Authorization: Bearer KEY`."

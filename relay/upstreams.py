@@ -79,6 +79,11 @@ class Upstream:
 
     # --- what decisions ask; see relay.policy.decide.Standing ---
 
+    @property
+    def troubled(self) -> bool:
+        """There may be a reason not to ask it; if not, there is none."""
+        return self.state is not breaker.CLOSED or self.not_before > 0.0
+
     def unavailable(self, now: float) -> str | None:
         """Why it is not to be asked at `now`; None if it may be."""
         if now < self.not_before:

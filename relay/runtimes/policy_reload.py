@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 LOOK_S = 5
 """Seconds between looks at a folder that tells of no change: some network file systems never do."""
 
+STEP_MS = 500
+"""Milliseconds between looks at what the system has told: watchfiles' thread takes the interpreter for each of them."""
+
 _log = logging.getLogger("relay.policy")
 
 
@@ -99,6 +102,7 @@ class PolicyReload:
             self._folder,
             watch_filter=None,
             recursive=False,
+            step=STEP_MS,
             rust_timeout=LOOK_S * 1000,
             yield_on_timeout=True,
         )

@@ -75,12 +75,13 @@ def splice(
         end = len(body[: body.rindex(b"}")].rstrip(_SPACE))
         cuts.append((end, end, added))
     cuts.sort()
-    pieces: list[bytes] = []
+    kept = memoryview(body)  # a slice of bytes would be one more copy of a long conversation
+    pieces: list[bytes | memoryview] = []
     kept_to = 0
     for start, end, new in cuts:
-        pieces += (body[kept_to:start], new)
+        pieces += (kept[kept_to:start], new)
         kept_to = end
-    pieces.append(body[kept_to:])
+    pieces.append(kept[kept_to:])
     return b"".join(pieces)
 
 
