@@ -46,6 +46,9 @@ MAX_HELD_BYTES = 1024 * 1024
 
 OK = 200
 
+NO_HEADERS: Headers = []
+"""Shared, never changed."""
+
 _TOLD: dict[type[UpstreamFailure], str] = {
     ConnectFailed: "cannot be reached",
     ConnectTimeout: "did not take a connection in time",
@@ -102,7 +105,7 @@ class Attempt:
         trial: what was known when it started.
         ended: resolves once; None if the answer was served.
         status: HTTP status of the upstream's answer; None before it came.
-        head: headers of the upstream's answer; empty before they came.
+        head: headers of the upstream's answer; empty before they came, and again once the answer has begun.
         committed: the client has been sent some of it.
         committed_at: when that was; set by the exchange.
         client_told: the client has already been sent the error that ended it.
@@ -141,7 +144,7 @@ class Attempt:
         self._quiet_since = trial.started_at
         self._paused = False
         self._drain_left: int | None = None
-        self.head: Headers = []
+        self.head = NO_HEADERS
         self._refusal: list[bytes] | None = None  # body of an error answer, while it comes in
 
     # --- what the transport tells ---

@@ -14,14 +14,13 @@ import asyncio
 import logging
 import re
 import traceback
-from collections import deque
 from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from relay import __version__
-from relay.attempt import OK, AnswerAttempt, Attempt, StreamAttempt, Trial
+from relay.attempt import NO_HEADERS, OK, AnswerAttempt, Attempt, StreamAttempt, Trial
 from relay.dialects import DIALECTS
 from relay.errors import (
     AuthenticationFailed,
@@ -513,9 +512,9 @@ class Exchange:
         planned_attempts, left_out = self._plan(request, route, now)
         failure: RelayError | None = None
         too_small: list[Model] = []  # for this prompt
-        queue = deque(planned_attempts)
+        queue = list(planned_attempts)
         while queue:
-            planned = queue.popleft()
+            planned = queue.pop(0)
             model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]
             if too_small and not all(_is_larger(model, small) for small in too_small):
                 continue
@@ -573,7 +572,7 @@ class Exchange:
         self._decision = chooser.decide(self._wants, now, self._pipeline.rng)
         return self._decision
 
-    async def _race(self, request: ChatRequest, hedge: Hedge, model: Model, queue: deque[Planned]) -> RelayError | None:
+    async def _race(self, request: ChatRequest, hedge: Hedge, model: Model, queue: list[Planned]) -> RelayError | None:
         """An attempt, and perhaps another one beside it. Returns as `_outcome` does, for both together.
 
         Args:
@@ -588,7 +587,7 @@ class Exchange:
         def start_second() -> None:
             if first.committed or first.ended.done() or (rival := self._rival_for(first, hedge, queue)) is None:
                 return
-            queue.popleft()
+            queue.pop(0)
             self._rival = self._begin(request, rival, beside=first)
             second.append(asyncio.ensure_future(self._outcome(self._rival)))
 
@@ -608,7 +607,7 @@ class Exchange:
         self._release_pending()
         return failure if first.committed else ended_by
 
-    def _hedge_after_s(self, first: Attempt, hedge: Hedge, queue: deque[Planned]) -> float:
+    def _hedge_after_s(self, first: Attempt, hedge: Hedge, queue: list[Planned]) -> float:
         """How long the first one may take. One that was only tried out is measured by who would have been asked."""
         now, upstreams = self._pipeline.clock.now(), self._served.upstreams
         speed = upstreams[first.trial.model.name].speed
@@ -616,7 +615,7 @@ class Exchange:
             speed = upstreams[queue[0].model].speed
         return speed.tail(hedge.after, now) if speed is not None else inf
 
-    def _rival_for(self, first: Attempt, hedge: Hedge, queue: deque[Planned]) -> Model | None:
+    def _rival_for(self, first: Attempt, hedge: Hedge, queue: list[Planned]) -> Model | None:
         """Who may start beside an attempt that takes too long; None if nobody should."""
         served, wants, route = self._served, self._wants, self._route
         if wants is None or route is None or self._ending is not None:
@@ -783,6 +782,7 @@ class Exchange:
             upstream.answered(attempt.head, now)
             if isinstance(attempt, StreamAttempt):
                 upstream.begun(now - trial.started_at, now, was_late=attempt.late_at_s > 0.0)
+        attempt.head = NO_HEADERS  # not to be held for as long as the stream lasts
         if self._status:
             return
         timing = (trial.started_at - self._arrived_at, attempt.committed_at - trial.started_at)
