@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -199,6 +199,63 @@ class Decision(msgspec.Struct, frozen=True):
     def left_out(self) -> tuple[tuple[str, str], ...]:
         """(model, reason) of those that are not to be asked."""
         return tuple((weighed.model, weighed.left_out) for weighed in self.candidates if weighed.left_out)
+
+
+class Headroom(NamedTuple):
+    """Tokens set aside for hidden reasoning, by effort."""
+
+    low: int = 1024
+    medium: int = 4096
+    high: int = 16_384
+
+
+class BudgetRules(msgspec.Struct, frozen=True, gc=False):
+    """How a policy wants answers limited.
+
+    Attributes:
+        mode: `fill` sets a limit only if the client set none, `cap` also lowers the client's, `off` sets none.
+        quantile: share of answers that shall fit the budget, below 1.
+        floor: least budget for what the client sees, tokens.
+        ceiling: most that the client ever sees, all continuations included, tokens.
+        headroom: tokens on top for hidden reasoning.
+        extend: continue an answer that meets the budget.
+        max_extensions: continuations of one answer; the last is given all up to the ceiling.
+    """
+
+    mode: Literal["fill", "cap", "off"] = "fill"
+    quantile: float = 0.95
+    floor: int = 64
+    ceiling: int = 8192
+    headroom: Headroom = Headroom()
+    extend: bool = True
+    max_extensions: int = 4
+
+
+class Budget(msgspec.Struct, frozen=True, gc=False):
+    """What one answer may take, and why.
+
+    Attributes:
+        limit: of the answer, hidden reasoning included, as sent upstream; None sends none.
+        visible: the part of it meant for what the client sees.
+        headroom: the part meant for hidden reasoning.
+        reserve: to take from the key's tokens for all choices together.
+        source: where the number comes from: a learned `cell`, the shipped `prior`, the `client`, the `ceiling`, or
+            `off`.
+        clamps: bounds that changed it, in the order applied: `floor`, `ceiling`, `max_output`, `context`.
+        cell: name of the cell it was read from; empty if none.
+        quantile: which quantile of that cell.
+        allowed: share of answers that may be longer, before widening.
+    """
+
+    limit: int | None
+    visible: int
+    headroom: int
+    reserve: int
+    source: Literal["cell", "prior", "client", "ceiling", "off"]
+    clamps: tuple[str, ...] = ()
+    cell: tuple[str, ...] = ()
+    quantile: float = 1.0
+    allowed: float = 1.0
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):

@@ -7,11 +7,15 @@ larger than the last, so an update touches one bucket; the scale is reset before
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from itertools import accumulate
-from math import ceil, exp, log
+from math import ceil, exp, inf, log
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 LOWEST = 1e-3
 """Smallest value told apart: a millisecond. Whatever is below counts as this."""
@@ -118,15 +122,14 @@ class Sketch:
     def quantile(self, q: float) -> float | None:
         """The value that a share `q` (0 to 1) of the weight does not exceed; None if nothing was observed.
 
-        Sorts the buckets: tens of microseconds. Who reads more often than the answer changes keeps it.
+        Sorts the buckets: tens of microseconds. Who reads more often than the answer changes keeps the `mix`.
         """
-        if not self._weight:
-            return None
-        buckets = sorted(self._weights)
-        sums = list(accumulate(map(self._weights.__getitem__, buckets)))
-        growth = _growth(self.relative_error)
-        # Not against self._weight: that sum was rounded in another order, and may exceed this one.
-        return 2.0 * growth ** buckets[bisect_left(sums, q * sums[-1])] / (growth + 1.0)
+        return mix([(self, 1.0)]).quantile(q) if self._weight else None
+
+    def scaled(self, total: float) -> Iterator[tuple[int, float]]:
+        """Bucket numbers and weights, scaled to `total` together; none if nothing was observed."""
+        factor = total / self._weight if self._weight else 0.0
+        return ((bucket, weight * factor) for bucket, weight in self._weights.items())
 
     def snapshot(self, now: float) -> Snapshot:
         """What is known at `now`, to keep, send or merge."""
@@ -143,6 +146,54 @@ class Sketch:
         sketch._weight = sum(snapshot.weights.values())
         sketch._total = snapshot.total
         return sketch
+
+
+class Distribution:
+    """What sketches said at one moment, sorted for reading: any quantile in a microsecond. Never empty."""
+
+    __slots__ = ("_buckets", "_growth", "_sums")
+
+    def __init__(self, weights: dict[int, float], relative_error: float) -> None:
+        self._buckets = sorted(weights)
+        self._sums = list(accumulate(map(weights.__getitem__, self._buckets)))
+        self._growth = _growth(relative_error)
+
+    def quantile(self, q: float, *, above: float = 0.0) -> float:
+        """The value that a share `q` of the weight does not exceed.
+
+        Args:
+            q: 0 to 1.
+            above: look only at the weight in buckets above this value's own.
+
+        Returns:
+            The quantile; `inf` if there is no weight above `above`.
+        """
+        total = self._sums[-1]
+        below = self._below(above)
+        if below >= total:
+            return inf
+        index = bisect_left(self._sums, below + q * (total - below), lo=bisect_right(self._sums, below))
+        return 2.0 * self._growth ** self._buckets[min(index, len(self._buckets) - 1)] / (self._growth + 1.0)
+
+    def _below(self, value: float) -> float:
+        """Weight in the value's own bucket and under it."""
+        if value < LOWEST:
+            return 0.0
+        index = bisect_right(self._buckets, ceil(log(value) / log(self._growth)))
+        return self._sums[index - 1] if index else 0.0
+
+
+def mix(parts: Iterable[tuple[Sketch, float]]) -> Distribution:
+    """The mixture in which each sketch has the share given, whatever it weighs.
+
+    Args:
+        parts: sketches of one relative error, at least one of them not empty. Empty ones drop out.
+    """
+    weights: dict[int, float] = {}
+    for sketch, share in parts:
+        for bucket, weight in sketch.scaled(share):
+            weights[bucket] = weights.get(bucket, 0.0) + weight
+    return Distribution(weights, sketch.relative_error)
 
 
 def merge(a: Snapshot, b: Snapshot) -> Snapshot:

@@ -1,0 +1,344 @@
+"""How long answers will be: quantiles learned per kind of request, from the general to the particular.
+
+Length is heavy-tailed, so a point is never predicted. Which application asks, and which model answers, says more
+than the prompt's words. Answers are therefore counted in cells, each inside a wider one:
+
+    shipped prior of the intent  >  intent  >  intent + model  >  application  >  application + intent
+
+where an application is a model, a key and a system prompt. What a cell believes is a mixture of its own sketch and
+of the wider ones; a cell's share is n / (n + INERTIA), n being the decayed number of answers that it knows and the
+narrower ones do not, as in a hierarchical Dirichlet process (Teh et al., JASA 2006). A mixture errs on the safe
+side: long answers widen a young cell at once, short ones narrow it slowly.
+
+Three rules turn what is believed into a quantile:
+
+- An answer that was cut is a lower bound, not a length. What it would have become is drawn from the cell's own tail
+  above the cut, which is redistribution to the right (Efron 1967) one answer at a time.
+- A cell whose budgets prove too small more often than asked raises its own quantile until they do not (adaptive
+  conformal inference: Gibbs and Candès, NeurIPS 2021).
+- Where an answer can be continued, cells of long answers may be too small more often than those of short ones, in
+  proportion to their mean: the least is reserved in all if a token of budget prevents the same share of
+  continuations everywhere, and the tail of a long answer's cell is spread over more tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from hashlib import blake2b
+from math import exp, inf
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from relay.limits import quantiles
+from relay.limits.quantiles import Distribution, Sketch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+RELATIVE_ERROR = 0.05
+"""Of the sketches. Lengths vary by far more, and a cell stays near 6 KB."""
+
+HALF_LIFE_S = 3 * 86_400.0
+"""Applications change by deployments: after three days an answer counts half."""
+
+INERTIA = 3.0
+"""Answers of its own that a cell needs to have as much say as the wider one. From 1.5 to 6 the savings are alike."""
+
+INTENT_INERTIA = 10.0
+"""Likewise of a cell that splits an application by intent: classifiers err, and what they tell apart is often alike."""
+
+MAX_CELLS = 2048
+"""Cells kept, the least recently used dropped: near 12 MB if all are full."""
+
+MAX_SLACK = 2.0
+"""A cell's share of answers over budget is this multiple of the one asked for at most, and its inverse at least."""
+
+WIDENING_STEP = 0.02
+"""How far one answer that fits narrows a widened cell, in the logarithm of the share allowed over budget."""
+
+WIDENING_TOLERANCE = 1.5
+"""A cell widens while more than this multiple of its share is over budget; less would be chance."""
+
+MAX_WIDENING = 3.0
+"""Bound of the logarithm: a widened cell allows a twentieth of its share."""
+
+_REFRESH_AT = 0.05
+"""Part of a cell's answers that are new since its belief was computed; then it is computed again."""
+
+_GOLDEN = 0.6180339887498949
+"""Multiples of it modulo one fill the unit interval evenly: draws that need no randomness."""
+
+_ALL: tuple[str, ...] = ()
+"""Name of the cell that counts every answer. It has no say in what others believe."""
+
+_STALE = 1 << 62
+"""More news than any cell has answers."""
+
+_FINGERPRINT_CHARS = 256
+"""What is read of a system prompt. Templates begin alike; what they fill in mostly comes later."""
+
+_VARYING = re.compile(r"[\W\d_]+")
+
+
+def application(system_prompt: str) -> str:
+    """Fingerprint of the application that a system prompt belongs to; "" for none.
+
+    Digits, punctuation, space and case are left out: dates and counters in a template do not make it another one.
+    """
+    words = _VARYING.sub(" ", system_prompt[:_FINGERPRINT_CHARS]).strip().casefold()
+    return blake2b(words.encode(errors="replace"), digest_size=8).hexdigest() if words else ""
+
+
+class Place(NamedTuple):
+    """Which requests count as alike.
+
+    Attributes:
+        kind: the intent's label; the prior goes by it.
+        model: name of the policy's model.
+        key: name of the policy's key.
+        application: fingerprint of the system prompt, see `application`.
+    """
+
+    kind: str
+    model: str
+    key: str
+    application: str
+
+    def cells(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the cells it lies in, from the general to the particular."""
+        return self[:1], self[:2], self[1:], self
+
+
+class Expectation(msgspec.Struct, frozen=True, gc=False):
+    """What is expected of an answer.
+
+    Attributes:
+        tokens: the quantile, tokens.
+        quantile: which one it is, after the cell's slack and widening.
+        allowed: share of answers that may be longer, after the slack and before the widening.
+        cell: name of the most particular cell that knows anything; empty if only the shipped prior does.
+    """
+
+    tokens: float
+    quantile: float
+    allowed: float
+    cell: tuple[str, ...]
+
+
+class CellSnapshot(msgspec.Struct, frozen=True, gc=False):
+    """One cell at rest.
+
+    Attributes:
+        cell: its name, as in `Place.cells`.
+        lengths: what it counted.
+        widening: logarithm of the factor on the share allowed over budget, 0 or below.
+    """
+
+    cell: tuple[str, ...]
+    lengths: quantiles.Snapshot
+    widening: float
+
+
+class _Cell:
+    """A sketch, and what follows from it and the wider cells."""
+
+    __slots__ = ("believed", "cuts", "news", "sketch", "slack", "widening")
+
+    def __init__(self, sketch: Sketch, believed: Distribution, widening: float = 0.0) -> None:
+        self.sketch = sketch
+        self.believed = believed
+        self.slack = 1.0
+        self.widening = widening
+        self.news = 0  # answers since `believed` and `slack` were computed
+        self.cuts = 0  # answers that were cut
+
+
+class Lengths:
+    """The running model. Not to be shared by threads.
+
+    Args:
+        prior: shipped buckets of a `Sketch` by intent, and under "" those of any; see `relay.limits.shipped`.
+        max_cells: bound on memory, at least the five cells of one request.
+        half_life_s: time in which an answer's weight halves.
+    """
+
+    def __init__(
+        self,
+        prior: Mapping[str, Mapping[int, float]],
+        *,
+        max_cells: int = MAX_CELLS,
+        half_life_s: float = HALF_LIFE_S,
+    ) -> None:
+        self._prior = {kind: _prior_cell(dict(weights)) for kind, weights in prior.items()}
+        self._cells: OrderedDict[tuple[str, ...], _Cell] = OrderedDict()
+        self._max_cells = max_cells
+        self._half_life_s = half_life_s
+
+    def expect(self, place: Place, quantile: float, *, extendable: bool = False) -> Expectation:
+        """How long the answer will be.
+
+        Args:
+            place: of the request.
+            quantile: share of answers that shall fit, below 1.
+            extendable: an answer that does not fit is continued, so cells may differ by their slack.
+        """
+        name, cell = self._nearest(place)
+        allowed = min((1.0 - quantile) * (cell.slack if extendable else 1.0), 1.0)
+        quantile = 1.0 - allowed * exp(cell.widening)
+        return Expectation(cell.believed.quantile(quantile), quantile, allowed, name)
+
+    def expect_more(self, place: Place, quantile: float, written: int) -> float:
+        """How many tokens more an answer takes that has `written` by now and has not ended.
+
+        Args:
+            place: of the request.
+            quantile: share of such answers that shall fit.
+            written: tokens so far, at least 1.
+
+        Returns:
+            Tokens beyond `written`; as many again where no answer as long was ever seen.
+        """
+        tokens = self._nearest(place)[1].believed.quantile(quantile, above=written)
+        return float(written) if tokens == inf else max(tokens - written, 1.0)
+
+    def observe(self, place: Place, tokens: int, now: float, *, cut: bool = False) -> None:
+        """Count an answer.
+
+        Args:
+            place: of the request.
+            tokens: how long it became, all its segments together.
+            now: seconds since the Unix epoch, so that snapshots of several processes can be merged.
+            cut: it would have become longer: a limit, the client or a failure ended it.
+        """
+        length = self._completed(place, tokens) if cut else max(tokens, 1.0)
+        self._enter(_ALL).sketch.add(length, now)
+        wider: list[tuple[Sketch, float]] = []
+        for name in place.cells():
+            cell = self._enter(name)
+            cell.sketch.add(length, now)
+            cell.news += 1
+            weight = cell.sketch.weight(now)
+            if cell.news >= _REFRESH_AT * weight:
+                inertia = INTENT_INERTIA if name is place else INERTIA
+                self._reflect(cell, self._prior_of(place.kind).sketch, wider, weight, inertia)
+            wider.append((cell.sketch, weight))
+
+    def judge(self, place: Place, *, over: bool, allowed: float) -> None:
+        """Say whether an answer was longer than what `expect` gave, so that its cell widens or narrows.
+
+        Call it before `observe`, which then takes the answer into account at once.
+
+        Args:
+            place: of the request.
+            over: it was.
+            allowed: `Expectation.allowed`.
+        """
+        cell = self._cells.get(place)
+        if cell is not None:
+            step = WIDENING_STEP * (1.0 - over / (allowed * WIDENING_TOLERANCE))
+            cell.widening = min(max(cell.widening + step, -MAX_WIDENING), 0.0)
+            if over:
+                cell.news = _STALE
+
+    def snapshot(self, now: float) -> list[CellSnapshot]:
+        """All cells, the least recently used first."""
+        return [CellSnapshot(name, cell.sketch.snapshot(now), cell.widening) for name, cell in self._cells.items()]
+
+    def restore(self, cells: Iterable[CellSnapshot], now: float) -> None:
+        """Take cells in, in place of those of the same names; if there are too many, the last ones stay.
+
+        Raises:
+            ValueError: a cell has another relative error than this version keeps.
+        """
+        restored = list(cells)[-self._max_cells :]
+        for old in restored:
+            if old.lengths.relative_error != RELATIVE_ERROR:
+                raise ValueError(f"cells of {old.lengths.relative_error} relative error, not {RELATIVE_ERROR}")
+            cell = self._enter(old.cell)
+            cell.sketch = Sketch.restore(msgspec.structs.replace(old.lengths, half_life_s=self._half_life_s))
+            cell.widening = old.widening
+        for old in restored:  # a second pass: slack compares with all of them
+            cell = self._cells[old.cell]
+            self._reflect(cell, self._prior_of("").sketch, [], cell.sketch.weight(now), INERTIA)
+            cell.news = _STALE
+
+    def _nearest(self, place: Place) -> tuple[tuple[str, ...], _Cell]:
+        """The most particular cell there is, and its name; the prior's is empty."""
+        for name in reversed(place.cells()):
+            cell = self._cells.get(name)
+            if cell is not None:
+                return name, cell
+        return (), self._prior_of(place.kind)
+
+    def _prior_of(self, kind: str) -> _Cell:
+        return self._prior.get(kind) or self._prior[""]
+
+    def _enter(self, name: tuple[str, ...]) -> _Cell:
+        """The cell of that name, now the most recently used."""
+        cell = self._cells.get(name)
+        if cell is None:
+            sketch = Sketch(relative_error=RELATIVE_ERROR, half_life_s=self._half_life_s)
+            cell = self._cells[name] = _Cell(sketch, self._prior_of("").believed)
+            if len(self._cells) > self._max_cells:
+                self._cells.popitem(last=False)
+        else:
+            self._cells.move_to_end(name)
+        return cell
+
+    def _completed(self, place: Place, tokens: int) -> float:
+        """What an answer cut at `tokens` would have become: a draw from the longer ones; twice as long if none was."""
+        _, cell = self._nearest(place)
+        cell.cuts += 1
+        length = cell.believed.quantile(cell.cuts * _GOLDEN % 1.0, above=tokens)
+        return 2.0 * max(tokens, 1) if length == inf else length
+
+    def _reflect(
+        self, cell: _Cell, prior: Sketch, wider: list[tuple[Sketch, float]], weight: float, inertia: float
+    ) -> None:
+        """Compute what follows for a cell of that weight inside the wider ones, each given with its own."""
+        parts = [(prior, 1.0)]
+        for sketch, all_of_it in wider:  # what a wider cell knows from this one is not said twice
+            parts = _within(parts, sketch, max(all_of_it - weight, 0.0), INERTIA)
+        cell.believed = quantiles.mix(_within(parts, cell.sketch, weight, inertia))
+        cell.slack = self._slack(cell.sketch.mean(), weight)
+        cell.news = 0
+
+    def _slack(self, mean: float | None, weight: float) -> float:
+        """A cell's mean as a multiple of that of all answers, within bounds; near 1 while the cell is young."""
+        overall = self._cells.get(_ALL)
+        of_all = overall and overall.sketch.mean()
+        if not of_all or mean is None:
+            return 1.0
+        ratio = (weight * mean / of_all + INERTIA) / (weight + INERTIA)
+        return min(max(ratio, 1.0 / MAX_SLACK), MAX_SLACK)
+
+
+def merge(a: Iterable[CellSnapshot], b: Iterable[CellSnapshot]) -> list[CellSnapshot]:
+    """What both saw together, the cells that weigh most last. Where they differ, the wider cell is right.
+
+    Raises:
+        ValueError: they were kept with different relative errors or half-lives.
+    """
+    cells = {old.cell: old for old in a}
+    for new in b:
+        old = cells.get(new.cell)
+        if old is not None:
+            lengths = quantiles.merge(old.lengths, new.lengths)
+            new = CellSnapshot(new.cell, lengths, min(old.widening, new.widening))  # noqa: PLW2901
+        cells[new.cell] = new
+    return sorted(cells.values(), key=lambda cell: sum(cell.lengths.weights.values()))
+
+
+def _within(
+    parts: list[tuple[Sketch, float]], sketch: Sketch, weight: float, inertia: float
+) -> list[tuple[Sketch, float]]:
+    """The mixture of a cell, given that of the wider ones."""
+    share = weight / (weight + inertia)
+    return [*((wider, rest * (1.0 - share)) for wider, rest in parts), (sketch, share)]
+
+
+def _prior_cell(weights: dict[int, float]) -> _Cell:
+    sketch = Sketch.restore(quantiles.Snapshot(RELATIVE_ERROR, None, 0.0, weights, 0.0))
+    return _Cell(sketch, quantiles.mix([(sketch, 1.0)]))

@@ -1,0 +1,169 @@
+"""Experience: budgets that learn from whole answers, reasoning models above all."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from relay.limits.budgets import Request
+from relay.limits.experience import Experience, ExperienceSnapshot, merge
+from relay.limits.lengths import Place
+from relay.messages import BudgetRules
+
+NOW = 1_800_000_000.0
+RULES = BudgetRules()
+HOME = Place("math_reasoning", "thinker", "team-a", "f00d")
+
+
+def answer(experience: Experience, request: Request, *, hidden: int, visible: int, now: float = NOW) -> int:
+    """Let a model think `hidden` tokens, then write `visible` ones; returns what of them came out before the limit."""
+    budget = experience.budget(RULES, request, HOME)
+    assert budget.limit is not None
+    thought = min(hidden, budget.limit)
+    written = min(visible, budget.limit - thought)
+    cut = hidden + visible > budget.limit
+    experience.observe(RULES, request, HOME, budget, now, visible=written, hidden=thought, cut=cut)
+    return written
+
+
+def test_budgets_come_from_what_was_seen() -> None:
+    """A hundred answers of 1,200 tokens set the budget of the next."""
+    experience = Experience()
+    request = Request(100)
+    before = experience.budget(RULES, request, HOME)
+    for second in range(100):
+        experience.observe(RULES, request, HOME, before, NOW + second, visible=1200)
+    after = experience.budget(RULES, request, HOME)
+    assert (before.source, after.source) == ("prior", "cell")
+    assert after.limit == pytest.approx(1200, rel=0.06)
+
+
+@pytest.mark.parametrize("effort", ["low", "medium", "high", None])
+def test_a_model_that_thinks_is_never_starved(effort: str | None) -> None:
+    """Where a fixed limit of 400 was all spent on reasoning, the first answer already comes out whole."""
+    experience = Experience()
+    request = Request(100, reasons=True, effort=effort)
+    assert answer(experience, request, hidden=400, visible=300) == 300
+
+
+def test_199_of_200_tokens_hidden() -> None:
+    """A cell that learns answers of one token keeps the room for the thinking before them."""
+    experience = Experience()
+    request = Request(100, reasons=True, effort="low")
+    for second in range(300):
+        assert answer(experience, request, hidden=199, visible=1, now=NOW + second) == 1
+
+
+def test_a_model_nobody_said_would_think_gets_room_after_its_first_failure() -> None:
+    """All of the limit went to reasoning: the next request is given more than twice that, and answers."""
+    experience = Experience()
+    request = Request(100)
+    hidden = 1500
+    came = [answer(experience, request, hidden=hidden, visible=200, now=NOW + second) for second in range(4)]
+    assert came[0] == 0
+    assert came[-1] == 200
+    assert experience.budget(RULES, request, HOME).headroom >= hidden
+
+
+def test_thinking_longer_than_the_policy_foresaw_is_learned() -> None:
+    """The headroom of an effort rises above the policy's when the model is seen to need it."""
+    experience = Experience()
+    request = Request(100, reasons=True, effort="low")
+    for second in range(50):
+        answer(experience, request, hidden=1900, visible=100, now=NOW + second)
+    assert answer(experience, request, hidden=1900, visible=100, now=NOW + 60) == 100
+    assert experience.budget(RULES, Request(100, reasons=True, effort="high"), HOME).headroom == RULES.headroom.high
+
+
+def test_an_answer_that_never_began_says_nothing_of_answers() -> None:
+    """A client that leaves during the thinking does not teach that answers are short."""
+    experience = Experience()
+    request = Request(100, reasons=True)
+    budget = experience.budget(RULES, request, HOME)
+    for second in range(50):
+        experience.observe(RULES, request, HOME, budget, NOW + second, visible=0, hidden=30, cut=True)
+    after = experience.budget(RULES, request, HOME)
+    assert (after.source, after.visible) == ("prior", budget.visible)
+
+
+@pytest.mark.parametrize("limited", [Request(100, client_limit=10), Request(100, max_output=10)])
+def test_a_limit_of_others_does_not_widen_the_cell(limited: Request) -> None:
+    """Only budgets that were learned are judged by how often they were too small."""
+    experience = Experience()
+    budget = experience.budget(RULES, limited, HOME)
+    for second in range(100):
+        experience.observe(RULES, limited, HOME, budget, NOW + second, visible=10, cut=True)
+    assert experience.budget(RULES, Request(100), HOME).quantile == pytest.approx(0.95)
+
+
+def test_loops_do_not_set_the_budget() -> None:
+    """Answers that run into the ceiling, even a tenth of them, leave the cell's lengths as they were."""
+    experience = Experience()
+    request = Request(100)
+    budget = experience.budget(RULES, request, HOME)
+    for second in range(50):
+        loops = second % 10 == 3
+        experience.observe(
+            RULES, request, HOME, budget, NOW + second, visible=RULES.ceiling if loops else 300, cut=loops
+        )
+    assert experience.budget(RULES, request, HOME).visible < 600
+
+
+def test_answers_that_are_as_long_as_the_ceiling_widen_the_cell() -> None:
+    """If most run into it, they are no loops: the cell's quantile rises."""
+    experience = Experience()
+    request = Request(100)
+    for second in range(100):
+        budget = experience.budget(RULES, request, HOME)
+        cut = second % 2 == 0
+        experience.observe(RULES, request, HOME, budget, NOW + second, visible=RULES.ceiling if cut else 300, cut=cut)
+    assert experience.budget(RULES, request, HOME).quantile > 0.99
+
+
+def test_continuations_finish_most_answers() -> None:
+    """The next grant is what nine in ten of the longer answers still need, and the last goes to the ceiling."""
+    experience = Experience()
+    request = Request(100)
+    first = experience.budget(RULES, request, HOME)
+    for second in range(400):
+        experience.observe(RULES, request, HOME, first, NOW + second, visible=100 + second)
+    more = experience.extension(RULES, request, HOME, first, written=300, number=1)
+    assert 160 < more < 210
+    last = experience.extension(RULES, request, HOME, first, written=300, number=RULES.max_extensions)
+    assert last == RULES.ceiling - 300
+
+
+def test_a_clients_own_limit_is_not_continued() -> None:
+    """What the client asked for is the end, however much the cell expects."""
+    experience = Experience()
+    request = Request(100, client_limit=300)
+    budget = experience.budget(RULES, request, HOME)
+    assert experience.extension(RULES, request, HOME, budget, written=300, number=1) == 0
+
+
+def test_snapshots_carry_everything_learned() -> None:
+    """Answers, reasoning and prompts come back after a restart, through JSON."""
+    experience = Experience()
+    request = Request(100, reasons=True, effort="low")
+    for second in range(50):
+        answer(experience, request, hidden=3000, visible=800, now=NOW + second)
+        experience.prompts.observe("thinker", estimated=1000, actual=1400)
+    written = msgspec.json.encode(experience.snapshot(NOW + 100))
+    restored = Experience()
+    restored.restore(msgspec.json.decode(written, type=ExperienceSnapshot), NOW + 100)
+    before, after = (each.budget(RULES, request, HOME) for each in (experience, restored))
+    assert after.headroom == pytest.approx(before.headroom, rel=0.11)
+    assert after.visible == pytest.approx(before.visible, rel=0.11)
+    assert restored.prompts.factor("thinker") == experience.prompts.factor("thinker")
+
+
+def test_merged_experience_knows_what_either_knew() -> None:
+    """One worker saw the model, the other its prompts: together they know both."""
+    a, b = Experience(), Experience()
+    for second in range(50):
+        answer(a, Request(100), hidden=0, visible=2000, now=NOW + second)
+        b.prompts.observe("thinker", estimated=1000, actual=2000)
+    both = Experience()
+    both.restore(merge(a.snapshot(NOW + 50), b.snapshot(NOW + 50)), NOW + 50)
+    assert both.budget(RULES, Request(100), HOME).visible > 1800
+    assert both.prompts.factor("thinker") == b.prompts.factor("thinker")
