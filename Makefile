@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install serve test check bench bench-peers bench-routing lock
+.PHONY: help install serve test check bench bench-peers bench-routing eval lock
 
 help:  ## What can be made.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,10 @@ bench-peers: $(INSTALLED)  ## The same against other gateways, each installed in
 
 bench-routing: $(INSTALLED)  ## Routing against LiteLLM's Router and others, in a simulated world; minutes.
 	python -m bench.routing --output bench/results/routing.json --plot docs/img/routing.svg
+
+eval: $(INSTALLED)  ## What learned budgets save, on real prompts and answers; about five minutes.
+	python -m bench.budgets --prompts ../shared/data/prompts.jsonl.gz --output bench/results/budgets.json
+	python -m bench.budget_plots bench/results/budgets.json docs/img
 
 lock:  ## Write the lock files anew from pyproject.toml.
 	scripts/lock
