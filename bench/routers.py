@@ -34,7 +34,7 @@ class Random(Silent):
 
     def __init__(self, upstreams: Upstreams, seed: int) -> None:
         self._upstreams = upstreams
-        self._rng = random.Random(seed)  # noqa: S311
+        self._rng = random.Random(seed)
 
     def plan(self, arrival: Arrival, now: float) -> Sequence[str]:  # noqa: ARG002
         """Whom to ask."""
@@ -48,7 +48,7 @@ class LeastBusy(Silent):
 
     def __init__(self, upstreams: Upstreams, seed: int) -> None:
         self._upstreams = upstreams
-        self._rng = random.Random(seed)  # noqa: S311
+        self._rng = random.Random(seed)
         self.busy = dict.fromkeys(upstreams.places, 0)
 
     def plan(self, arrival: Arrival, now: float) -> Sequence[str]:  # noqa: ARG002
