@@ -17,9 +17,7 @@ import traceback
 from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from relay import __version__
 from relay.attempt import NO_HEADERS, OK, AnswerAttempt, Attempt, StreamAttempt, Trial
 from relay.dialects import DIALECTS
 from relay.errors import (
@@ -48,18 +46,15 @@ from relay.messages import (
     AttemptRecord,
     ChatRequest,
     Decision,
-    Endpoint,
     Headers,
     KeyLimits,
-    Origin,
     Outcome,
-    Plan,
     RequestRecord,
     UpstreamRequest,
     Usage,
     Wants,
 )
-from relay.policy.decide import Chooser, plan, schedule
+from relay.policy.decide import Chooser, schedule
 from relay.stores.base import Ask, Lease, Refusal
 from relay.upstreams import PASSING
 from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
@@ -70,9 +65,9 @@ if TYPE_CHECKING:
 
     from relay.client import Client
     from relay.dialects.base import Dialect
-    from relay.limits.hedging import Ledger
     from relay.pipeline import Pipeline
-    from relay.policy.compiled import Hedge, Key, Model, Policy, Provider, Route
+    from relay.policy.compiled import Hedge, Key, Model, Provider, Route
+    from relay.served import Served
     from relay.upstreams import Upstream
 
 LINGER_S = 2.0
@@ -102,114 +97,6 @@ CHAT_DIALECT = "openai"
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _NO_LIMITS = KeyLimits()
 _log = logging.getLogger("relay")
-
-
-class Served:
-    """A policy with what is derived from it once.
-
-    Attributes:
-        policy: the set.
-        upstreams: live state by model name.
-        ledgers: what routes that hedge have spent, by name.
-        prices: of the candidates of routes that hedge, by route and model name.
-        choosers: who decides, by name of those routes that leave something to decide.
-        endpoints: where each provider answers chat requests, by provider name.
-        forwarded: names of the client's headers that each provider may see, by provider name.
-    """
-
-    __slots__ = (
-        "_full_plans",
-        "_known_keys",
-        "_standing",
-        "choosers",
-        "endpoints",
-        "forwarded",
-        "ledgers",
-        "policy",
-        "prices",
-        "upstreams",
-    )
-
-    def __init__(self, policy: Policy, upstreams: Mapping[str, Upstream], ledgers: Mapping[str, Ledger]) -> None:
-        self.policy = policy
-        self.upstreams = upstreams
-        self.ledgers = ledgers
-        self.prices = {
-            route.name: dict(zip((model.name for model in route.candidates), route.prices(), strict=True))
-            for route in policy.routes
-            if route.hedge is not None
-        }
-        self.choosers = {route.name: Chooser(route, upstreams) for route in policy.routes if route.judged}
-        self.endpoints = {name: chat_endpoint(provider) for name, provider in policy.providers.items()}
-        self.forwarded = {
-            name: frozenset(header.encode("ascii") for header in provider.forward_headers)
-            for name, provider in policy.providers.items()
-        }
-        self._full_plans = {route: self.plan(route, {"": ""}) for route in policy.routes}
-        self._standing = {
-            route: [(model.name, upstreams[model.name]) for model in route.candidates] for route in policy.routes
-        }
-        self._known_keys: dict[bytes, Key] = {}
-
-    def key_for(self, presented: bytes) -> Key | None:
-        """`Policy.key_for`, remembered for keys that it knows, so no more of them than the policy has.
-
-        A lookup compares whole keys only after their hashes, which are seeded per process: its time tells nothing.
-        """
-        key = self._known_keys.get(presented)
-        if key is None:
-            key = self.policy.key_for(presented)
-            if key is not None:
-                self._known_keys[presented] = key
-        return key
-
-    def unavailable(self, route: Route, now: float) -> Mapping[str, str]:
-        """Candidates that are not to be asked, and why. If that is all of them, those worth waiting for are not in."""
-        reasons = {}
-        for name, upstream in self._standing[route]:
-            if upstream.troubled and (reason := upstream.unavailable(now)):
-                reasons[name] = reason
-        if len(reasons) < len(route.candidates):
-            return reasons
-        waiting = self.worth_waiting_for(route, reasons, now)
-        return {name: reason for name, reason in reasons.items() if name not in waiting}
-
-    def worth_waiting_for(self, route: Route, reasons: Mapping[str, str], now: float) -> tuple[str, ...]:
-        """Of candidates that are not to be asked now: who may be soon enough, after its own Retry-After."""
-        longest_s = self.policy.retries.max_s
-        return tuple(
-            model.name
-            for model in route.candidates
-            if reasons.get(model.name) == "retry_after" and self.upstreams[model.name].free_in_s(now) <= longest_s
-        )
-
-    def plan(self, route: Route, unavailable: Mapping[str, str]) -> Plan:
-        """`relay.policy.decide.plan`, remembered for when every candidate can be asked."""
-        if not unavailable:
-            return self._full_plans[route]
-        return plan(route, unavailable=unavailable, retries=self.policy.retries)
-
-
-def chat_endpoint(provider: Provider) -> Endpoint:
-    """Where a provider answers chat requests, with the headers that it always gets."""
-    dialect = DIALECTS[provider.dialect]
-    url = urlsplit(provider.base_url)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"accept", b"application/json, text/event-stream"),
-        (b"user-agent", b"relay/%b" % __version__.encode()),
-        *dialect.auth_headers(provider.api_key),
-        *((name.encode(), value.encode("latin-1")) for name, value in provider.headers),
-    ]
-    return Endpoint(
-        origin=Origin(url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80)),
-        target=url.path + dialect.chat_path,
-        headers=tuple(headers),
-        connect_timeout_s=provider.timeouts.connect_s,
-        max_connections=provider.max_connections,
-        proxy=provider.proxy,
-        http2=provider.http2,
-    )
 
 
 class Exchange:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from relay.client import Nobody
 from relay.errors import ShuttingDown
-from relay.exchange import Exchange, Served
+from relay.exchange import Exchange
 from relay.limits.hedging import Ledger
+from relay.served import Served
 from relay.upstreams import Upstream
 
 if TYPE_CHECKING:
