@@ -127,6 +127,16 @@ def _target(version: str) -> Path:
     return CACHE / f"python{version}" / "usr" / "bin" / "python3"
 
 
+def _mirror() -> str:
+    """Where this system gets Debian's packages: the first archive that apt knows and that is not security's own."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    known = subprocess.run(command, check=False, capture_output=True, text=True).stdout.split()
+    archives = [uri for uri in known if uri.rstrip("/").endswith("/debian")]
+    if not archives:
+        raise NotInstalled("apt knows no archive of Debian's packages here")
+    return archives[0]
+
+
 def _download(version: str, root: Path) -> Path:
     """Download the packages with an apt of our own: the system's sources and state stay as they are."""
     apt = root / "apt"
@@ -134,7 +144,7 @@ def _download(version: str, root: Path) -> Path:
         (apt / folder).mkdir(parents=True, exist_ok=True)
     keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
     suite = _SUITES[version]
-    (apt / "sources.list").write_text(f"deb [signed-by={keyring}] http://deb.debian.org/debian {suite} main\n")
+    (apt / "sources.list").write_text(f"deb [signed-by={keyring}] {_mirror()} {suite} main\n")
     (apt / "apt.conf").write_text(
         f'Dir::State "{apt}/state"; Dir::Cache "{apt}/cache"; Dir::Etc::sourcelist "{apt}/sources.list";'
         'Dir::Etc::sourceparts "-"; APT::Sandbox::User "root";'
