@@ -225,6 +225,10 @@ def table(means: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+LABEL_WIDTH, LINE_HEIGHT = 190, 14
+"""Of a name in the picture: none is written over another."""
+
+
 def picture(means: dict[str, dict[str, float]]) -> str:
     """SVG: TTFT p95 (circle) to p99 (end of the line) over cost, both on logarithmic scales; lower left is better."""
     width, height, left, top = 760, 400, 60, 20
@@ -232,7 +236,7 @@ def picture(means: dict[str, dict[str, float]]) -> str:
     times = [figure[key] for figure in means.values() for key in ("ttft_p95_ms", "ttft_p99_ms")]
 
     def x(usd: float) -> float:
-        return left + (width - left - 180) * log(usd / min(costs)) / log(max(costs) / min(costs))
+        return left + (width - left - 215) * log(usd / min(costs)) / log(max(costs) / min(costs))
 
     def y(ms: float) -> float:
         return top + (height - top - 50) * log(max(times) / ms) / log(max(times) / min(times))
@@ -248,13 +252,22 @@ def picture(means: dict[str, dict[str, float]]) -> str:
             f"{min(times):.0f} … {max(times):.0f}</text>"
         ),
     ]
-    for name, figure in means.items():
+    points = [(x(figure["usd_per_1000"]), y(figure["ttft_p95_ms"])) for figure in means.values()]
+    labels: list[tuple[float, float]] = []
+    for name, figure in sorted(means.items(), key=lambda item: y(item[1]["ttft_p95_ms"])):
         colour = "#e0672d" if name.startswith("relay") else "#3f7fbf" if name.startswith("LiteLLM") else "#8fa3bf"
         at, p95, p99 = x(figure["usd_per_1000"]), y(figure["ttft_p95_ms"]), y(figure["ttft_p99_ms"])
+        below = p95 + 4
+        while any(abs(at - x_of) < LABEL_WIDTH and abs(below - y_of) < LINE_HEIGHT for x_of, y_of in labels):
+            below += 1
+        labels.append((at, below))
+        beside = max(
+            x_of for x_of, y_of in points if 0 <= x_of - at < LINE_HEIGHT * 3 and abs(y_of - p95) < LINE_HEIGHT
+        )
         parts += [
             f"<line x1='{at:.0f}' x2='{at:.0f}' y1='{p95:.0f}' y2='{p99:.0f}' stroke='{colour}'/>",
             f"<circle cx='{at:.0f}' cy='{p95:.0f}' r='5' fill='{colour}'/>",
-            f"<text x='{at + 9:.0f}' y='{p95 + 4:.0f}'>{name}</text>",
+            f"<text x='{beside + 9:.0f}' y='{below:.0f}' fill='{colour}'>{name}</text>",
         ]
     return "\n".join([*parts, "</svg>\n"])
 
