@@ -33,6 +33,9 @@ class Settings(BaseSettings):
         log_format: `json`, `console`, or unset: `console` on a terminal, else `json`.
         force_open: serve a policy that needs no keys on an address that is not loopback.
         shutdown_s: seconds that running requests get to finish when the relay is told to stop.
+        decision_log: file that decisions are written to, for `relay replay`; unset writes none.
+        decision_log_bytes: a file of them that is larger makes room for a fresh one.
+        decision_log_files: full ones that are kept, per worker.
         admin_key: `/metrics` wants it as a bearer token; unset leaves `/metrics` open.
     """
 
@@ -47,6 +50,11 @@ class Settings(BaseSettings):
     log_format: Style | None = Field(default=None, description='"json" or "console"')
     force_open: bool = Field(default=False, description='"true" or "false"')
     shutdown_s: float = Field(default=30.0, ge=0, le=3600, description="seconds, from 0 to 3600")
+    decision_log: Path | None = Field(default=None, description="the path of a file")
+    decision_log_bytes: int = Field(
+        default=67_108_864, ge=65_536, le=2**40, description="bytes, from 65536 to 1099511627776"
+    )
+    decision_log_files: int = Field(default=4, ge=1, le=1000, description="an integer from 1 to 1000")
     admin_key: SecretStr | None = Field(default=None, min_length=16, description="a secret of at least 16 characters")
 
     @field_validator("log_level", "log_format", "store", mode="before")

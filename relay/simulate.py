@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from relay.errors import ConnectFailed, RelayError, UpstreamRefused
+from relay.errors import ConnectFailed, RelayError, Superseded, UpstreamRefused
 from relay.limits.hedging import Ledger
-from relay.messages import Wants
+from relay.messages import AttemptRecord, Wants
 from relay.policy.compiled import Breaker, Price
 from relay.policy.decide import Chooser
 from relay.upstreams import Upstream
@@ -136,6 +136,7 @@ class Result(msgspec.Struct):
         usd: what the answer cost.
         twice_usd: what attempts cost that were cancelled.
         attempts: how many there were.
+        tried: each of them, in the order in which they ended, as an exchange records it.
     """
 
     at: float
@@ -146,6 +147,7 @@ class Result(msgspec.Struct):
     usd: float = 0.0
     twice_usd: float = 0.0
     attempts: int = 0
+    tried: list[AttemptRecord] = []
 
 
 def arrivals(world: World, seed: int) -> Iterator[Arrival]:
@@ -393,6 +395,7 @@ class _Request:
         self.result = Result(arrival.at)
         self.under_way: dict[str, float] = {}  # place -> when its attempt began
         self.tried: list[str] = []
+        self.second = ""  # who was asked beside the first
         self.late: set[str] = set()
         self.is_begun = False
 
@@ -428,6 +431,7 @@ class _Request:
         """The hedge's time has come."""
         waits = not self.is_begun and list(self.under_way) == [first] and second not in self.tried
         if waits and self.run.router.may_hedge(self.arrival, first, second, now):
+            self.second = second
             self.start(second, now)
 
     def wait(self, name: str, fate: Fate, now: float) -> None:
@@ -443,6 +447,8 @@ class _Request:
         """An attempt failed; if none is left under way, the next one begins."""
         if self.under_way.pop(name, None) is None:
             return
+        code = UpstreamRefused.code if fate.status == 429 else ConnectFailed.code  # noqa: PLR2004
+        self.note(name, code, fate.status, None, fate.after_s)
         self.run.router.failed(name, fate.status, fate.after_s, now)
         if not self.under_way and not self.is_begun:
             self.go(now)
@@ -456,6 +462,7 @@ class _Request:
         router, arrival, prices = self.run.router, self.arrival, self.run.upstreams.prices
         for loser, since in self.under_way.items():
             router.cancelled(loser, now - since, now, was_late=loser in self.late)
+            self.note(loser, Superseded.code, None, None, now - since)
             usd = prices[loser].of(arrival.prompt_tokens, 0)
             self.result.twice_usd += usd
             router.spent(usd, now, twice=True)
@@ -469,10 +476,16 @@ class _Request:
         result.usd = prices[name].of(arrival.prompt_tokens, arrival.output_tokens)
 
         def end(at: float) -> None:
+            self.note(name, None, 200, now - started, at - started)
             router.spent(result.usd, at, twice=False)
             router.ended(name, arrival, started, now, at)
 
         self.run.later(ends, end)
+
+    def note(self, name: str, error: str | None, status: int | None, ttft_s: float | None, duration_s: float) -> None:
+        """An attempt is over."""
+        hedge = name == self.second
+        self.result.tried.append(AttemptRecord(name, "", error, status, ttft_s, duration_s, hedge))
 
 
 class _Run:

@@ -15,8 +15,11 @@ from click.testing import CliRunner, Result
 from relay import __version__
 from relay.cli import main
 from relay.config import Settings
+from relay.messages import AttemptRecord, Wants
+from relay.telemetry.decisions import encode
 from tests.servers.policies import ENVIRON, policy
 from tests.telemetry.logging_kept import logging_kept
+from tests.telemetry.records import record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,3 +254,55 @@ def test_simulate(tmp_path) -> None:
     assert CliRunner().invoke(main, [*run, "other"], input=WORLD).exit_code == 2
     assert CliRunner().invoke(main, [*run, "cheap"], input=WORLD).exit_code == 1
     assert CliRunner().invoke(main, [*run, "auto"], input="seconds = 3").exit_code == 1
+
+
+def decided(tmp_path: Path, count: int = 5, **changes: Any) -> str:
+    """A decision log of some requests that `dear` served."""
+    log = tmp_path / "decisions.jsonl"
+    served = (AttemptRecord("dear", "p", None, 200, 0.4, 2.0),)
+    shown = {"model": "dear", "attempts": served, "wants": Wants(prompt_tokens=100, output_tokens=20.0), **changes}
+    lines = (encode(record(id=f"req_{number}", at=1.8e9 + number, **shown), b"key") for number in range(count))
+    log.write_bytes(b"\n".join([*lines, b"torn"]))
+    return str(log)
+
+
+def replay(tmp_path: Path, *arguments: str, stdin: str | None = None) -> Result:
+    folder = tmp_path / "policy"
+    folder.mkdir(exist_ok=True)
+    (folder / "p.toml").write_text(EXPLAINED)
+    return CliRunner().invoke(main, ["replay", *arguments, "--policy", str(folder)], input=stdin)
+
+
+def test_replay_says_what_would_have_come_of_it(tmp_path) -> None:
+    """As a table for people, as JSON for programs; a log can come from the standard input."""
+    log = decided(tmp_path)
+    result = replay(tmp_path, log, "--json")
+    shown = json.loads(result.stdout)
+    assert (result.exit_code, shown["requests"], shown["unreadable_lines"]) == (0, 5, 1)
+    assert shown["first"] == {"cheap": [0, 5], "dear": [5, 0]}
+    assert shown["expected"]["usd_per_1000"]["value"] < shown["recorded"]["usd_per_1000"]["value"]
+    table = replay(tmp_path, log).stdout
+    for said in ("ttft_p95_ms", "1 lines unreadable", "hardly more than a guess", "Never observed: cheap"):
+        assert said in " ".join(table.split())
+    piped = replay(tmp_path, "-", "--json", stdin=(tmp_path / "decisions.jsonl").read_text())
+    assert json.loads(piped.stdout) == shown
+
+
+def test_replay_finds_requests_that_nobody_serves(tmp_path) -> None:
+    """They are listed with the reasons, and make the exit code 1."""
+    log = decided(tmp_path, 12, wants=Wants(features=frozenset({"tools"})))
+    result = replay(tmp_path, log, "--route", "cheap")
+    assert result.exit_code == 1
+    assert "12 requests would have had nobody to ask" in result.stdout
+    assert "req_0  cheap: cheap (features: tools)" in result.stdout
+    assert "and 2 more" in result.stdout
+    assert len(json.loads(replay(tmp_path, log, "--route", "cheap", "--json").stdout)["stranded"]) == 12
+    assert "no such route" in replay(tmp_path, decided(tmp_path, route="gone")).stdout
+
+
+def test_replay_says_what_is_wrong(tmp_path) -> None:
+    """A route that is none, no log at all, and a log without a decision."""
+    assert replay(tmp_path, decided(tmp_path), "--route", "other").exit_code == 2
+    assert replay(tmp_path).exit_code == 2
+    empty = replay(tmp_path, decided(tmp_path, 0))
+    assert (empty.exit_code, "no decision" in empty.output) == (1, True)

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -36,10 +37,12 @@ from relay.runtimes.http_server import BACKLOG, KEEP_ALIVE_S, LINGER_S, Server
 from relay.runtimes.policy_files import read_folder
 from relay.runtimes.policy_reload import PolicyReload, compiled
 from relay.runtimes.prices import list_price
+from relay.runtimes.rotating_file import RotatingFile
 from relay.runtimes.run_folder import RunFolder
 from relay.runtimes.supervisor import STARTUP_FAILED, Supervisor
 from relay.stores.memory import MemoryStore
 from relay.telemetry import logs
+from relay.telemetry.decisions import DecisionLog
 from relay.telemetry.events import EventLog
 from relay.telemetry.metrics import Metrics
 from relay.transports.http import HttpTransport
@@ -49,6 +52,7 @@ from relay.transports.sockets import SocketsTransport
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from relay.clock import Clock
     from relay.config import Settings
     from relay.errors import Finding
     from relay.policy.compiled import Policy
@@ -199,11 +203,12 @@ async def _serve(
         style=_style(settings),
         colour=sys.stdout.isatty(),
     )
+    decisions = _decision_log(settings, clock, None if run_folder is None else slot)
     pipeline = Pipeline(
         load(files, os.environ, price_of=list_price),
         transport=Split(SocketsTransport(clock=clock), lambda: HttpTransport(clock=clock)),
         store=MemoryStore(),
-        observers=(metrics, events),
+        observers=(metrics, events, *decisions),
         clock=clock,
         rng=random.Random(),  # noqa: S311 - draws waits and request ids, no secrets
     )
@@ -230,9 +235,22 @@ async def _serve(
         await asyncio.gather(*tasks, return_exceptions=True)
         await pipeline.close()
         events.flush()
+        for decision_log in decisions:
+            decision_log.flush()
         if run_folder is not None:
             run_folder.write_snapshot(slot, metrics.snapshot())
     return int(server.force_exit)
+
+
+def _decision_log(settings: Settings, clock: Clock, slot: int | None) -> tuple[DecisionLog, ...]:
+    """The decision log, if there is to be one; of several workers each has its number in the file's name."""
+    path = settings.decision_log
+    if path is None:
+        return ()
+    if slot is not None:
+        path = path.with_name(f"{path.stem}.{slot}{path.suffix}")
+    file = RotatingFile(path, max_bytes=settings.decision_log_bytes, kept=settings.decision_log_files)
+    return (DecisionLog(file.write, clock=clock, secret=secrets.token_bytes(16)),)
 
 
 def _server(settings: Settings, pipeline: Pipeline, metrics: Metrics) -> Server:

@@ -13,10 +13,11 @@ import pytest
 from relay.config import Settings
 from relay.errors import ConfigurationError
 from relay.runtimes.container import serve
+from relay.telemetry.decisions import decode
 from tests.runtimes.processes import RelayProcess, relay
 from tests.servers.chat import DONE, HELLO, ROLE, STOP, USAGE, completion, framed, request_body, stream_head, whole
 from tests.servers.client import RawClient, ask, get, post
-from tests.servers.policies import ENVIRON, policy
+from tests.servers.policies import ENVIRON, UPSTREAM_KEY, policy
 from tests.servers.upstream import Upstream, always, send, until
 from tests.telemetry.logging_kept import logging_kept
 
@@ -81,6 +82,44 @@ async def test_a_request_is_served_counted_and_logged(folder: Path) -> None:
             running.signal(signal.SIGTERM)
             assert await running.exit_code() == 0
     assert running.lines[-1]["event"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"), [((), {"d.jsonl"}), (("--workers", "2"), {"d.0.jsonl", "d.1.jsonl"})], ids=["alone", "two"]
+)
+async def test_decisions_are_logged(folder: Path, tmp_path: Path, flags: tuple[str, ...], names: set[str]) -> None:
+    """If asked for: what was decided and what came of it, without a word of the prompt, the answer or a key."""
+    async with Upstream(always(send(whole(completion())))) as upstream:
+        write(folder, upstream.base_url)
+        async with relay(folder, *flags, RELAY_DECISION_LOG=str(tmp_path / "d.jsonl")) as running:
+            prompt = "what nobody else may read"
+            body = request_body(messages=[{"role": "user", "content": prompt}])
+            answer = await ask(running.port, post(body))
+            (line,) = await running.logged("request")
+            await running.until_metric("relay_workers", len(names))
+            running.signal(signal.SIGTERM)
+            assert await running.exit_code() == 0
+    logs = written_to(tmp_path)
+    assert set(logs) == names
+    written = b"".join(logs.values())
+    ((record,), unreadable) = decode(written.splitlines())
+    assert (record.id, record.model, record.outcome, unreadable) == (line["id"], "first", "completed", 0)
+    for text in (prompt, answer.json()["choices"][0]["message"]["content"], UPSTREAM_KEY):
+        assert text.encode() not in written
+
+
+def written_to(path: Path) -> dict[str, bytes]:
+    """The decision logs in a folder, by name."""
+    return {file.name: file.read_bytes() for file in path.glob("*.jsonl")}
+
+
+async def test_a_decision_log_that_cannot_be_written_keeps_it_from_starting(folder: Path) -> None:
+    """Who asked for a record learns at once that there will be none."""
+    write(folder, "http://127.0.0.1:9/v1")
+    async with relay(folder, "--decision-log", str(folder / "absent" / "d.jsonl")) as running:
+        assert await running.exit_code() != 0
+    (failed,) = [line for line in running.lines if line["event"] == "worker_failed"]
+    assert "cannot be opened: No such file" in failed["message"]
 
 
 @pytest.mark.parametrize("flags", [(), ("--workers", "2")])
