@@ -257,7 +257,7 @@ def simulate(file: BinaryIO, folder: Path, route_name: str, seed: int, shape: st
 @main.command(
     epilog="\b\nExamples:\n"
     "  relay replay decisions.jsonl --policy policies/new\n"
-    "  relay replay decisions.jsonl* --policy policies/new --route auto --json | jq .expected\n\n"
+    "  relay replay decisions.jsonl* --policy policies/new --route auto --format json | jq .expected\n\n"
     "docs/routing.md says what is estimated and how. The exit code is 1 if there are requests that nobody could be "
     "asked for.",
 )
@@ -265,8 +265,10 @@ def simulate(file: BinaryIO, folder: Path, route_name: str, seed: int, shape: st
 @_policy_option
 @click.option("--route", "route_name", help="The route that all requests take.  [default: the one of their own name]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of everything that is left to chance.")
-@click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
-def replay(files: Sequence[BinaryIO], folder: Path, route_name: str | None, seed: int, *, as_json: bool) -> None:
+@click.option(
+    "--format", "shape", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to answer."
+)
+def replay(files: Sequence[BinaryIO], folder: Path, route_name: str | None, seed: int, shape: str) -> None:
     """Decide recorded requests anew under another policy, and estimate what would have come of it.
 
     LOG is a decision log (RELAY_DECISION_LOG); - reads it from the standard input. Nothing is sent.
@@ -280,7 +282,7 @@ def replay(files: Sequence[BinaryIO], folder: Path, route_name: str | None, seed
     if not records:
         raise click.ClickException(f"there is no decision in what was given ({unreadable} unreadable lines)")
     report = decide_anew(records, policy, route=route_name, seed=seed)
-    if as_json:
+    if shape == "json":
         click.echo(json.dumps({"unreadable_lines": unreadable, **msgspec.to_builtins(report)}, indent=2))
     else:
         _print_replay(report, unreadable)
@@ -314,7 +316,7 @@ def _print_replay(report: Report, unreadable: int) -> None:
         too = " (then neither)" if request.recorded_too else ""
         console.print(f"  {request.id}  {request.route}: {why or 'no such route'}{too}")
     if len(report.stranded) > SHOWN_STRANDED:
-        console.print(f"  and {len(report.stranded) - SHOWN_STRANDED:,} more; --json lists them.")
+        console.print(f"  and {len(report.stranded) - SHOWN_STRANDED:,} more; --format json lists them.")
 
 
 def _print_trust(console: Console, report: Report) -> None:

@@ -276,7 +276,7 @@ def replay(tmp_path: Path, *arguments: str, stdin: str | None = None) -> Result:
 def test_replay_says_what_would_have_come_of_it(tmp_path) -> None:
     """As a table for people, as JSON for programs; a log can come from the standard input."""
     log = decided(tmp_path)
-    result = replay(tmp_path, log, "--json")
+    result = replay(tmp_path, log, "--format", "json")
     shown = json.loads(result.stdout)
     assert (result.exit_code, shown["requests"], shown["unreadable_lines"]) == (0, 5, 1)
     assert shown["first"] == {"cheap": [0, 5], "dear": [5, 0]}
@@ -284,7 +284,7 @@ def test_replay_says_what_would_have_come_of_it(tmp_path) -> None:
     table = replay(tmp_path, log).stdout
     for said in ("ttft_p95_ms", "1 lines unreadable", "hardly more than a guess", "Never observed: cheap"):
         assert said in " ".join(table.split())
-    piped = replay(tmp_path, "-", "--json", stdin=(tmp_path / "decisions.jsonl").read_text())
+    piped = replay(tmp_path, "-", "--format", "json", stdin=(tmp_path / "decisions.jsonl").read_text())
     assert json.loads(piped.stdout) == shown
 
 
@@ -296,7 +296,7 @@ def test_replay_finds_requests_that_nobody_serves(tmp_path) -> None:
     assert "12 requests would have had nobody to ask" in result.stdout
     assert "req_0  cheap: cheap (features: tools)" in result.stdout
     assert "and 2 more" in result.stdout
-    assert len(json.loads(replay(tmp_path, log, "--route", "cheap", "--json").stdout)["stranded"]) == 12
+    assert len(json.loads(replay(tmp_path, log, "--route", "cheap", "--format", "json").stdout)["stranded"]) == 12
     assert "no such route" in replay(tmp_path, decided(tmp_path, route="gone")).stdout
 
 
