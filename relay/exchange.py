@@ -34,13 +34,12 @@ from relay.errors import (
     RequestTimeout,
     RequestTooLarge,
     ShuttingDown,
-    Superseded,
     Unavailable,
     UnknownModel,
-    UpstreamFailure,
     UpstreamRefused,
     may_retry,
 )
+from relay.lessons import account, judge, learn
 from relay.messages import Attempt as Planned
 from relay.messages import (
     AttemptRecord,
@@ -55,6 +54,7 @@ from relay.messages import (
     Wants,
 )
 from relay.policy.decide import Chooser, schedule
+from relay.race import Race
 from relay.stores.base import Ask, Lease, Refusal
 from relay.upstreams import PASSING
 from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from relay.client import Client
     from relay.dialects.base import Dialect
     from relay.pipeline import Pipeline
-    from relay.policy.compiled import Hedge, Key, Model, Provider, Route
+    from relay.policy.compiled import Key, Model, Provider, Route
     from relay.served import Served
     from relay.upstreams import Upstream
 
@@ -130,13 +130,11 @@ class Exchange:
         "_kept_alive_at",
         "_key",
         "_lease",
-        "_overdue",
         "_path",
         "_paused",
-        "_pending_usd",
         "_pipeline",
+        "_race",
         "_request",
-        "_rival",
         "_route",
         "_running",
         "_served",
@@ -167,10 +165,8 @@ class Exchange:
         self._request: ChatRequest | None = None
         self._route: Route | None = None
         self._attempt: Attempt | None = None  # the latest, or the one that won
-        self._rival: Attempt | None = None  # the one that runs beside it, before either has output
+        self._race: Race | None = None
         self._begun = 0  # attempts so far
-        self._pending_usd = 0.0  # that a second attempt under way may cost
-        self._overdue = False  # the first output is later than a hedging route's quantile
         self._attempts: list[AttemptRecord] = []
         self._status = 0  # of the answer; 0 until its head is sent
         self._wants: Wants | None = None  # where there was something to decide
@@ -269,8 +265,8 @@ class Exchange:
         attempt = self._attempt
         if streams.on_disconnect == "drain" and attempt is not None and not attempt.ended.done():
             self._ending = gone
-            if self._rival is not None:
-                self._rival.fail(gone)
+            if self._race is not None:
+                self._race.stop(gone)
             self._drain_until = self._pipeline.clock.now() + streams.drain_max_s
             attempt.drain(streams.drain_max_bytes)
         else:
@@ -284,8 +280,8 @@ class Exchange:
         if not self._running:
             self.refuse(error)
         self._wake()
-        if self._rival is not None:
-            self._rival.fail(error)
+        if self._race is not None:
+            self._race.stop(error)
         if self._attempt is not None:
             self._attempt.fail(error)
 
@@ -301,11 +297,12 @@ class Exchange:
         elif now >= self._drain_until:
             attempt.fail(ClientGone("The client left; its answer was read as long as the policy allows."))
         heard_at = self._arrived_at if attempt.ended.done() else attempt.tick(now)
-        for waiting in (attempt, self._rival):
+        rival = self._race.rival if self._race is not None else None
+        for waiting in (attempt, rival):
             if isinstance(waiting, StreamAttempt) and not waiting.committed and not waiting.ended.done():
                 self._note_wait(waiting, now)
-        if self._rival is not None and not self._rival.ended.done():
-            self._rival.tick(now)
+        if rival is not None and not rival.ended.done():
+            rival.tick(now)
         if self._ending is None and not self.closed:
             self._keep_alive(now, heard_at if attempt.committed else self._arrived_at)
 
@@ -416,10 +413,11 @@ class Exchange:
                 now = max(ready_at, pipeline.clock.now())  # uvloop's timers may run a little early
             if upstream.unavailable(now):
                 continue
-            if route.hedge is not None and self._may_hedge(request):
-                ended_by = await self._race(request, route.hedge, model, queue)
+            race = self._race = self._race_for(request, route)
+            if race is not None:
+                ended_by = await race.run(model, queue, usual=self._usual(model, queue))
             else:
-                ended_by = await self._outcome(self._begin(request, model))
+                ended_by = await self.outcome(self.begin(model))
             self._check_ending()
             if ended_by is None:
                 return
@@ -429,9 +427,16 @@ class Exchange:
                 break
         raise failure or _none_left(route, left_out, served.upstreams, now)
 
-    def _may_hedge(self, request: ChatRequest) -> bool:
-        """Whether this request may be asked twice at a time at all."""
-        return request.stream and self._decision is not None and self._headers.get(HEDGE) != b"never"
+    def _race_for(self, request: ChatRequest, route: Route) -> Race | None:
+        """A race if this request may be asked twice at a time at all."""
+        if route.hedge is None or self._wants is None or not request.stream or self._headers.get(HEDGE) == b"never":
+            return None
+        return Race(self, self._served, route, self._wants, self._pipeline.clock)
+
+    def _usual(self, model: Model, queue: list[Planned]) -> Model:
+        """Whose TTFT says how long a model may take: one that is only tried out is measured by who would have been."""
+        explored = self._decision is not None and self._decision.first_by == "explore" and not self._begun
+        return self._served.policy.models[queue[0].model] if explored and queue else model
 
     def _may_go_on(self, failure: RelayError, too_small: list[Model]) -> bool:
         """Whether another attempt may follow; notes a model whose context was too small."""
@@ -459,78 +464,16 @@ class Exchange:
         self._decision = chooser.decide(self._wants, now, self._pipeline.rng)
         return self._decision
 
-    async def _race(self, request: ChatRequest, hedge: Hedge, model: Model, queue: list[Planned]) -> RelayError | None:
-        """An attempt, and perhaps another one beside it. Returns as `_outcome` does, for both together.
-
-        Args:
-            request: as read.
-            hedge: when the second may start.
-            model: who is asked first.
-            queue: what would be tried after it; the second is taken from its front.
-        """
-        first = self._begin(request, model)
-        second: list[asyncio.Future[RelayError | None]] = []
-
-        def start_second() -> None:
-            if first.committed or first.ended.done() or (rival := self._rival_for(first, hedge, queue)) is None:
-                return
-            queue.pop(0)
-            self._rival = self._begin(request, rival, beside=first)
-            second.append(asyncio.ensure_future(self._outcome(self._rival)))
-
-        timer = self._pipeline.clock.call_later(self._hedge_after_s(first, hedge, queue), start_second)
-        try:
-            failure = await self._outcome(first)
-        finally:
-            timer.cancel()
-            if self._ending is not None and self._rival is not None:
-                self._rival.fail(self._ending)
-                self._release_pending()
-        if not second:
-            return failure
-        if failure is not None and not first.committed and self._rival is not None:
-            self._attempt, self._rival = self._rival, None  # the second runs on alone
-        ended_by = await second[0]
-        self._release_pending()
-        return failure if first.committed else ended_by
-
-    def _hedge_after_s(self, first: Attempt, hedge: Hedge, queue: list[Planned]) -> float:
-        """How long the first one may take. One that was only tried out is measured by who would have been asked."""
-        now, upstreams = self._pipeline.clock.now(), self._served.upstreams
-        speed = upstreams[first.trial.model.name].speed
-        if self._decision is not None and self._decision.first_by == "explore" and queue and first.trial.number == 1:
-            speed = upstreams[queue[0].model].speed
-        return speed.tail(hedge.after, now) if speed is not None else inf
-
-    def _rival_for(self, first: Attempt, hedge: Hedge, queue: list[Planned]) -> Model | None:
-        """Who may start beside an attempt that takes too long; None if nobody should."""
-        served, wants, route = self._served, self._wants, self._route
-        if wants is None or route is None or self._ending is not None:
-            return None
-        ledger = served.ledgers[route.name]
-        ledger.waited(too_long=True)
-        self._overdue = True
-        if not queue or queue[0].model == first.trial.model.name or queue[0].backoff_s:
-            return None
-        rival = served.policy.models[queue[0].model]
-        now = self._pipeline.clock.now()
-        if served.upstreams[rival.name].refuses(wants.prompt_tokens + wants.output_tokens, now):
-            return None
-        prices = served.prices[route.name]
-        usd = max(prices[model.name].of(wants.prompt_tokens, 0) for model in (first.trial.model, rival))
-        if not ledger.allows(usd, hedge.max_extra_cost, now):
-            return None
-        self._pending_usd = usd
-        ledger.pending += usd
-        return rival
-
-    def _begin(self, request: ChatRequest, model: Model, *, beside: Attempt | None = None) -> Attempt:
-        """Start one attempt; `beside` is the one that runs already, if it is a second."""
+    def begin(self, model: Model, *, hedge: bool = False) -> Attempt:
+        """See `relay.race.Runner.begin`."""
+        request = self._request
+        if request is None:
+            raise AssertionError("an attempt begins behind the request's reading")
         pipeline, provider, now = self._pipeline, model.provider, self._pipeline.clock.now()
         tokens = self._wants.prompt_tokens + self._wants.output_tokens if self._wants else 0.0
         self._begun += 1
         probe = self._served.upstreams[model.name].start(now, tokens)
-        trial = Trial(model, self._begun, probe, now, hedge=beside is not None)
+        trial = Trial(model, self._begun, probe, now, hedge=hedge)
         ended: asyncio.Future[RelayError | None] = asyncio.get_running_loop().create_future()
         attempt: Attempt
         if request.stream:
@@ -539,7 +482,7 @@ class Exchange:
             attempt = StreamAttempt(self, trial, ended, reader)
         else:
             attempt = AnswerAttempt(self, trial, ended)
-        if beside is None:
+        if not hedge:
             self._attempt = attempt
         body = self.dialect.encode_request(
             request, model=model.upstream, max_tokens_field=model.max_tokens_field, ask_usage=provider.ask_usage
@@ -550,8 +493,8 @@ class Exchange:
             attempt.pause()
         return attempt
 
-    async def _outcome(self, attempt: Attempt) -> RelayError | None:
-        """Wait for an attempt. Returns what went wrong; None if the answer was served."""
+    async def outcome(self, attempt: Attempt) -> RelayError | None:
+        """See `relay.race.Runner.outcome`."""
         failure: RelayError | None = None
         try:
             failure = await attempt.ended
@@ -590,45 +533,17 @@ class Exchange:
                 hedge=trial.hedge,
             )
         )
-        if isinstance(failure, UpstreamFailure) and not isinstance(failure, DeadlineExceeded):
-            upstream.fail(failure, now, trial.model.provider.breaker, probe=trial.probe)
-        elif attempt.committed:
-            upstream.succeed(probe=trial.probe)
-        else:
-            upstream.give_up(probe=trial.probe)
+        judge(upstream, attempt, failure, now)
         if upstream.speed is not None:
-            self._learn(attempt, failure, upstream, now)
-        if self._route is not None and self._route.hedge is not None:
-            self._account(attempt, failure, self._route, now)
+            learn(upstream, attempt, failure, self._wants, now)
+        route, served = self._route, self._served
+        if route is not None and route.hedge is not None:
+            price = served.prices[route.name][trial.model.name]
+            account(served.ledgers[route.name], price, attempt, failure, self._wants, now)
 
-    def _account(self, attempt: Attempt, failure: RelayError | None, route: Route, now: float) -> None:
-        """What an attempt cost, and whether it was for nothing. One that wrote nothing was sent the prompt."""
-        if isinstance(failure, UpstreamFailure) and not attempt.output_chars:
-            return  # refused or broken: not charged
-        usage = attempt.usage
-        prompt_tokens = usage.prompt_tokens if usage else self._wants.prompt_tokens if self._wants else 0
-        output_tokens = usage.completion_tokens if usage else attempt.output_chars / BYTES_PER_TOKEN
-        usd = self._served.prices[route.name][attempt.trial.model.name].of(
-            prompt_tokens, output_tokens, min(usage.cached_tokens, prompt_tokens) if usage else 0
-        )
-        self._served.ledgers[route.name].spend(usd, now, twice=isinstance(failure, Superseded))
-
-    def _learn(self, attempt: Attempt, failure: RelayError | None, upstream: Upstream, now: float) -> None:
-        """What an attempt shows of a model's speed and of what it has read; its TTFT was noted at the commit."""
-        failed = isinstance(failure, UpstreamFailure) and not isinstance(failure, DeadlineExceeded)
-        if attempt.committed_at is None:
-            if failed:
-                upstream.answered(attempt.head, now)
-                if not (isinstance(failure, UpstreamRefused) and failure.clients_fault):
-                    upstream.wasted(now - attempt.trial.started_at, now)
-            return
-        tokens = attempt.usage.completion_tokens if attempt.usage else 0
-        if isinstance(attempt, StreamAttempt):
-            upstream.ended(tokens=tokens, output_s=now - attempt.committed_at, truncated=failed, now=now)
-        else:
-            upstream.whole(now - attempt.trial.started_at, tokens=tokens, now=now)
-        if self._wants is not None:
-            upstream.remember(self._wants.prefixes, now)
+    def lead(self, attempt: Attempt) -> None:
+        """See `relay.race.Runner.lead`."""
+        self._attempt = attempt
 
     async def _sleep(self, seconds: float) -> None:
         """Wait, unless something ends the exchange meanwhile."""
@@ -658,11 +573,10 @@ class Exchange:
 
     def commit(self, attempt: Attempt, length: int | None) -> None:
         """See `relay.attempt.Downstream.commit`."""
-        if self._rival is not None:
-            self._end_race(attempt)
-        elif self._route is not None and self._route.hedge is not None and not self._overdue:
-            self._served.ledgers[self._route.name].waited(too_long=False)
         now = attempt.committed_at = self._pipeline.clock.now()
+        if self._race is not None:
+            self._race.commit(attempt, now)
+            self._attempt = attempt
         trial = attempt.trial
         upstream = self._served.upstreams[trial.model.name]
         if upstream.speed is not None:
@@ -680,23 +594,6 @@ class Exchange:
             (b"server-timing", b"relay;dur=%.1f, upstream;dur=%.1f" % (timing[0] * 1000, timing[1] * 1000)),
         )
         self._start(OK, headers, length)
-
-    def _end_race(self, winner: Attempt) -> None:
-        """The first real output is there: the other attempt is cancelled, and so can send nothing to the client."""
-        loser = self._attempt if winner is self._rival else self._rival
-        self._attempt, self._rival = winner, None
-        self._release_pending()
-        if loser is not None and not loser.ended.done():
-            now = self._pipeline.clock.now()
-            told = isinstance(loser, StreamAttempt) and loser.late_at_s > 0.0
-            self._served.upstreams[loser.trial.model.name].late(now - loser.trial.started_at, now, again=told)
-            loser.fail(Superseded("Another attempt had its first output earlier."))
-
-    def _release_pending(self) -> None:
-        """What the duplicate really cost is known."""
-        if self._pending_usd and self._route is not None:
-            self._served.ledgers[self._route.name].pending -= self._pending_usd
-            self._pending_usd = 0.0
 
     def _answer_head(self, *, stream: bool) -> Headers:
         if not stream:
@@ -800,7 +697,7 @@ class Exchange:
             decision=self._decision,
             wants=self._wants,
         )
-        self._attempt = None  # which knows this exchange: no cycles are left for the collector
+        self._attempt = self._race = None  # which know this exchange: no cycles are left for the collector
         self._pipeline.close_exchange(self, record)
 
 

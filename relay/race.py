@@ -1,0 +1,164 @@
+"""An attempt, and perhaps another one beside it: the first real output wins, the other one is cancelled.
+
+The second starts when the first has had no output for as long as nearly all of its kind take (the policy's quantile),
+if the route's ledger allows the money and slowness is not everywhere; see `relay/limits/hedging.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from relay.attempt import StreamAttempt
+from relay.errors import ClientGone, Superseded
+
+if TYPE_CHECKING:
+    from relay.attempt import Attempt
+    from relay.clock import Clock
+    from relay.errors import RelayError
+    from relay.messages import Attempt as Planned
+    from relay.messages import Wants
+    from relay.policy.compiled import Model, Route
+    from relay.served import Served
+
+
+class Runner(Protocol):
+    """Who runs attempts: the exchange."""
+
+    def begin(self, model: Model, *, hedge: bool = False) -> Attempt:
+        """Start an attempt; unless it is a hedge, it is the one that the client's doings concern."""
+
+    async def outcome(self, attempt: Attempt) -> RelayError | None:
+        """Wait for an attempt. Returns what went wrong; None if the answer was served."""
+
+    def lead(self, attempt: Attempt) -> None:
+        """From now on the client's doings concern that one."""
+
+
+class Race:
+    """One request's.
+
+    Args:
+        runner: runs the attempts.
+        served: the policy.
+        route: hedges.
+        wants: what was decided on.
+        clock: tells the time.
+
+    Attributes:
+        rival: the attempt that runs beside another one, before either has output.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_first",
+        "_overdue",
+        "_pending_usd",
+        "_route",
+        "_runner",
+        "_served",
+        "_stopped",
+        "_wants",
+        "rival",
+    )
+
+    def __init__(self, runner: Runner, served: Served, route: Route, wants: Wants, clock: Clock) -> None:
+        self.rival: Attempt | None = None
+        self._runner = runner
+        self._served = served
+        self._route = route
+        self._wants = wants
+        self._clock = clock
+        self._first: Attempt | None = None
+        self._pending_usd = 0.0  # that a second attempt under way may cost
+        self._overdue = False  # the first output was later than the route's quantile
+        self._stopped = False  # no second attempt is to begin any more
+
+    async def run(self, model: Model, queue: list[Planned], *, usual: Model) -> RelayError | None:
+        """Ask a model, and perhaps the next one beside it. Returns as `Runner.outcome` does, for both together.
+
+        Args:
+            model: who is asked first.
+            queue: what would be tried after it; the second is taken from its front.
+            usual: whose TTFT says how long the first may take.
+        """
+        first = self._first = self._runner.begin(model)
+        second: list[asyncio.Future[RelayError | None]] = []
+
+        def start_second() -> None:
+            if first.committed or first.ended.done() or (rival := self._rival_for(first, queue)) is None:
+                return
+            queue.pop(0)
+            self.rival = self._runner.begin(rival, hedge=True)
+            second.append(asyncio.ensure_future(self._runner.outcome(self.rival)))
+
+        timer = self._clock.call_later(self._patience_s(usual), start_second)
+        try:
+            failure = await self._runner.outcome(first)
+        except asyncio.CancelledError:
+            self.stop(ClientGone("The server gave the request up."))
+            raise
+        finally:
+            timer.cancel()
+        if not second:
+            return failure
+        if failure is not None and not first.committed and self.rival is not None:
+            self._runner.lead(self.rival)  # it runs on alone
+            self.rival = None
+        ended_by = await second[0]
+        self._release_pending()
+        return failure if first.committed else ended_by
+
+    def commit(self, winner: Attempt, now: float) -> None:
+        """The first real output is there: the other attempt is cancelled, and so can send nothing to the client."""
+        loser = self._first if winner is self.rival else self.rival
+        if loser is None:
+            if not self._overdue:
+                self._served.ledgers[self._route.name].waited(too_long=False)
+            return
+        self.rival = None
+        self._release_pending()
+        if not loser.ended.done():
+            told = isinstance(loser, StreamAttempt) and loser.late_at_s > 0.0
+            self._served.upstreams[loser.trial.model.name].late(now - loser.trial.started_at, now, again=told)
+            loser.fail(Superseded("Another attempt had its first output earlier."))
+
+    def stop(self, error: RelayError) -> None:
+        """End the second attempt, or see to it that there is none; the first is the exchange's business."""
+        self._stopped = True
+        if self.rival is not None:
+            self.rival.fail(error)
+            self._release_pending()
+
+    def _patience_s(self, usual: Model) -> float:
+        """How long the first may take."""
+        hedge, speed = self._route.hedge, self._served.upstreams[usual.name].speed
+        if hedge is None or speed is None:
+            raise AssertionError("only routes that hedge have races, and their models are watched")
+        return speed.tail(hedge.after, self._clock.now())
+
+    def _rival_for(self, first: Attempt, queue: list[Planned]) -> Model | None:
+        """Who may start beside an attempt that takes too long; None if nobody should."""
+        hedge, ledger = self._route.hedge, self._served.ledgers[self._route.name]
+        if self._stopped:
+            return None
+        ledger.waited(too_long=True)
+        self._overdue = True
+        if hedge is None or not queue or queue[0].model == first.trial.model.name or queue[0].backoff_s:
+            return None
+        rival = self._served.policy.models[queue[0].model]
+        now = self._clock.now()
+        if self._served.upstreams[rival.name].refuses(self._wants.prompt_tokens + self._wants.output_tokens, now):
+            return None
+        prices = self._served.prices[self._route.name]
+        usd = max(prices[model.name].of(self._wants.prompt_tokens, 0) for model in (first.trial.model, rival))
+        if not ledger.allows(usd, hedge.max_extra_cost, now):
+            return None
+        self._pending_usd = usd
+        ledger.pending += usd
+        return rival
+
+    def _release_pending(self) -> None:
+        """What the duplicate really cost is known."""
+        self._served.ledgers[self._route.name].pending -= self._pending_usd
+        self._pending_usd = 0.0
