@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from relay.client import Nobody
 from relay.errors import ShuttingDown
 from relay.exchange import Exchange
+from relay.limits.experience import Experience
 from relay.limits.hedging import Ledger
 from relay.served import Served
 from relay.upstreams import Upstream
@@ -50,6 +51,7 @@ class Pipeline:
         draining: no new requests are taken.
         upstreams: live state by model name.
         ledgers: what routes that hedge have spent, by name.
+        experience: what budgets learn from; kept when the policy changes.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Pipeline:
         self.draining = False
         self.upstreams: dict[str, Upstream] = {}
         self.ledgers: dict[str, Ledger] = {}
+        self.experience = Experience()
         self.policy = policy
         self._timer: Timer | None = None
         self._idle: asyncio.Future[None] | None = None
