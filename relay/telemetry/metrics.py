@@ -1,4 +1,7 @@
-"""Prometheus metrics: plain counts while requests end, text only when somebody asks.
+"""Prometheus metrics: requests that ended are counted some at a time, and text is made only when somebody asks.
+
+A finished request is put aside, because 64 of them together cost a fraction of what each costs alone: nearly all
+have the same labels. Whoever asks for the numbers has what waits counted first, so none is ever missing in them.
 
 A family is a table of rows: label values -> numbers. A counter's row is one number; a histogram's is one count per
 bucket and, last, the sum of what was observed. Two rows of the same labels are therefore merged number by number,
@@ -13,9 +16,11 @@ from __future__ import annotations
 
 import platform
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable
-from operator import add
-from typing import TYPE_CHECKING, Literal
+from itertools import chain, repeat
+from operator import add, attrgetter
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 from prometheus_client.exposition import choose_encoder
@@ -27,6 +32,8 @@ from relay import __version__
 from relay.messages import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from relay.messages import RequestRecord, Usage
 
 Labels = tuple[str, ...]
@@ -40,6 +47,10 @@ MAX_COUNTER_ROWS = 10_000
 
 MAX_HISTOGRAM_ROWS = 500
 """Label sets of one histogram, each of about 17 lines: 250 models that succeed and fail."""
+
+MAX_WAITING = 64
+"""Finished requests that wait to be counted. More would share the work no better and hold up the event loop longer: 64
+take some 0.2 ms."""
 
 # Bucket boundaries are those that the OpenTelemetry GenAI conventions (1.41) ask for, so that panels made for model
 # servers fit. They end early (82 s, 10 s): what is above is in `+Inf`, and in the log with its exact time.
@@ -59,6 +70,17 @@ OPERATIONS = {
 
 Read = Callable[[], Iterable[tuple[Labels, float]]]
 """Gives the values of a metric that is kept elsewhere, by label values."""
+
+_SUCCEEDED = (Outcome.COMPLETED, Outcome.LENGTH)
+_kind = attrgetter("endpoint", "route", "model", "provider", "key", "stream", "outcome", "error")
+_attempts, _usage, _duration_s = attrgetter("attempts"), attrgetter("usage"), attrgetter("duration_s")
+_attempt_kind = attrgetter("model", "provider", "error")
+_TOKEN_TYPES = (
+    ("input", attrgetter("prompt_tokens")),
+    ("output", attrgetter("completion_tokens")),
+    ("cached", attrgetter("cached_tokens")),
+    ("reasoning", attrgetter("reasoning_tokens")),
+)
 
 
 class Family(msgspec.Struct):
@@ -87,11 +109,14 @@ class Family(msgspec.Struct):
         row = self.rows.get(labels) or self._new_row(labels)
         row[0] += amount
 
-    def observe(self, labels: Labels, value: float) -> None:
-        """Put a value into a histogram."""
+    def observe(self, labels: Labels, values: Sequence[float]) -> None:
+        """Put values into a histogram."""
+        if not values:
+            return
         row = self.rows.get(labels) or self._new_row(labels)
-        row[bisect_left(self.bounds, value)] += 1
-        row[-1] += value
+        for bucket, count in Counter(map(bisect_left, repeat(self.bounds), values)).items():
+            row[bucket] += count
+        row[-1] += sum(values)
 
     def absorb(self, rows: dict[Labels, list[float]]) -> None:
         """Add another process's rows to a counter or histogram."""
@@ -164,6 +189,7 @@ class Metrics:
         self._siblings = siblings
         self._families: Snapshot = {}
         self._reads: list[tuple[Family, Read, dict[Labels, float]]] = []
+        self._waiting: list[RequestRecord] = []
 
         self._requests = self._counter(
             "relay_requests_total",
@@ -266,45 +292,55 @@ class Metrics:
         self._reads.append((self._counter(name, text, labels), read, {}))
 
     def record(self, record: RequestRecord) -> None:
-        """Count a finished request."""
-        endpoint, route, model, provider, key = record.endpoint, record.route, record.model, record.provider, record.key
-        outcome, stream = record.outcome, record.stream
-        self._requests.add((endpoint, route, model, provider, key, "true" if stream else "false", outcome.value))
-        if record.error is not None:
-            self._errors.add((record.error, route, model, key))
-        operation = OPERATIONS.get(endpoint, OVERFLOW)
-        for attempt in record.attempts:
-            self._attempts.add((attempt.model, attempt.provider, attempt.error or "ok"))
-            if stream and attempt.ttft_s is not None:
-                self._upstream_first_token.observe((operation, attempt.provider, attempt.model), attempt.ttft_s)
+        """Count a finished request, now or with those that follow."""
+        self._waiting.append(record)
+        if len(self._waiting) >= MAX_WAITING:
+            self._count_waiting()
 
-        served = (operation, provider, model)
-        succeeded = outcome is Outcome.COMPLETED or outcome is Outcome.LENGTH
-        self._duration.observe((*served, "" if succeeded else outcome.value), record.duration_s)
-        first_token_s = record.ttft_s if stream else None
-        if first_token_s is not None:
-            self._first_token.observe(served, first_token_s)
-        usage = record.usage
-        if usage is None:
-            return
-        self._count_tokens((key, route, model, provider), usage)
-        if usage.estimated:
-            self._estimated.add((model, provider))
-            return
-        self._usage.observe((*served, "input"), usage.prompt_tokens)
-        self._usage.observe((*served, "output"), usage.completion_tokens)
-        if first_token_s is not None and succeeded and usage.completion_tokens > 1:
-            after_first_s = record.duration_s - first_token_s
-            self._per_token.observe(served, after_first_s / (usage.completion_tokens - 1))
+    def _count_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for records in _grouped(waiting, _kind):
+            self._count(records)
 
-    def _count_tokens(self, spent: Labels, usage: Usage) -> None:
-        tokens = self._tokens
-        tokens.add((*spent, "input"), usage.prompt_tokens)
-        tokens.add((*spent, "output"), usage.completion_tokens)
-        if usage.cached_tokens:
-            tokens.add((*spent, "cached"), usage.cached_tokens)
-        if usage.reasoning_tokens:
-            tokens.add((*spent, "reasoning"), usage.reasoning_tokens)
+    def _count(self, records: Sequence[RequestRecord]) -> None:
+        """Count requests that differ in nothing that becomes a label."""
+        one = records[0]
+        outcome, stream, served_by = one.outcome, one.stream, (one.model, one.provider)
+        stream_label = "true" if stream else "false"
+        self._requests.add((one.endpoint, one.route, *served_by, one.key, stream_label, outcome.value), len(records))
+        if one.error is not None:
+            self._errors.add((one.error, one.route, one.model, one.key), len(records))
+        operation = OPERATIONS.get(one.endpoint, OVERFLOW)
+        for tries in _grouped(chain.from_iterable(map(_attempts, records)), _attempt_kind):
+            model, provider = tries[0].model, tries[0].provider
+            self._attempts.add((model, provider, tries[0].error or "ok"), len(tries))
+            if stream:
+                times = [attempt.ttft_s for attempt in tries if attempt.ttft_s is not None]
+                self._upstream_first_token.observe((operation, provider, model), times)
+
+        served = (operation, one.provider, one.model)
+        succeeded = outcome in _SUCCEEDED
+        error_type = "" if succeeded else outcome.value
+        self._duration.observe((*served, error_type), list(map(_duration_s, records)))
+        if stream:
+            self._first_token.observe(served, [record.ttft_s for record in records if record.ttft_s is not None])
+            if succeeded:
+                paces = [pace for record in records if (pace := _per_token_s(record)) is not None]
+                self._per_token.observe(served, paces)
+        usages: list[Usage] = list(filter(None, map(_usage, records)))
+        if usages:
+            self._count_tokens((one.key, one.route, *served_by), served, usages)
+
+    def _count_tokens(self, spent: Labels, served: Labels, usages: Sequence[Usage]) -> None:
+        for name, tokens in _TOKEN_TYPES:
+            amount = sum(map(tokens, usages))
+            if amount or name in ("input", "output"):
+                self._tokens.add((*spent, name), amount)
+        told = [usage for usage in usages if not usage.estimated]
+        if len(told) < len(usages):
+            self._estimated.add(spent[2:], len(usages) - len(told))
+        for name, tokens in _TOKEN_TYPES[:2]:
+            self._usage.observe((*served, name), list(map(tokens, told)))
 
     def policy_reloaded(self, result: Literal["loaded", "unchanged", "refused"]) -> None:
         """Count a reload of the policy set."""
@@ -312,6 +348,7 @@ class Metrics:
 
     def snapshot(self) -> Snapshot:
         """Everything as it is now, what was restored included. Later counting does not change it."""
+        self._count_waiting()
         for family, read, last in self._reads:
             if family.kind == "gauge":
                 family.rows = {}
@@ -326,6 +363,7 @@ class Metrics:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Carry on the counts of a process that is no more; its gauges died with it."""
+        self._count_waiting()
         for name, family in counts_only(snapshot).items():
             self._families.setdefault(name, family.with_rows({})).absorb(family.rows)
 
@@ -343,6 +381,25 @@ class Metrics:
             snapshot = merge(snapshot, sibling)
         write, content_type = choose_encoder(accept)
         return write(_Rows(snapshot)), content_type
+
+
+_T = TypeVar("_T")
+
+
+def _grouped(items: Iterable[_T], kind: Callable[[_T], object]) -> Iterable[list[_T]]:
+    """Those of one kind together, in the order of their first."""
+    groups: dict[object, list[_T]] = {}
+    for item in items:
+        groups.setdefault(kind(item), []).append(item)
+    return groups.values()
+
+
+def _per_token_s(record: RequestRecord) -> float | None:
+    """Seconds per output token after the first; None if they were not measured."""
+    usage = record.usage
+    if usage is None or usage.estimated or usage.completion_tokens < 2 or record.ttft_s is None:  # noqa: PLR2004
+        return None
+    return (record.duration_s - record.ttft_s) / (usage.completion_tokens - 1)
 
 
 class _Rows(Collector):

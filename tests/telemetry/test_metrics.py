@@ -14,6 +14,7 @@ from relay.messages import AttemptRecord, Outcome, Usage
 from relay.telemetry.metrics import (
     MAX_COUNTER_ROWS,
     MAX_HISTOGRAM_ROWS,
+    MAX_WAITING,
     OVERFLOW,
     Family,
     Metrics,
@@ -27,6 +28,8 @@ from tests.telemetry.records import SERVED, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from relay.messages import RequestRecord
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 
@@ -274,6 +277,50 @@ def test_both_formats_parse(
     assert answered.startswith(content_type)
     routes = {s.labels["route"] for f in parse(body.decode()) for s in f.samples if s.name == "relay_requests_total"}
     assert routes == {'a"b\\c\nd'}
+
+
+ENDED = st.builds(
+    record,
+    model=st.sampled_from(["small", "large"]),
+    stream=st.booleans(),
+    outcome=st.sampled_from(Outcome),
+    error=st.sampled_from([None, "upstream_stalled"]),
+    attempts=st.lists(
+        st.builds(
+            AttemptRecord,
+            st.sampled_from(["small", "large"]),
+            st.just("openai"),
+            st.sampled_from([None, "upstream_stalled"]),
+            st.just(200),
+            st.sampled_from([None, 0.25, 4.0]),
+            st.just(2.0),
+        ),
+        max_size=2,
+    ).map(tuple),
+    usage=st.none() | st.builds(Usage, st.just(8), st.sampled_from([0, 1, 5]), estimated=st.booleans()),
+    ttft_s=st.sampled_from([None, 0.5, 2.5]),
+)
+"""Requests of few kinds, so that some are alike; their times are sums of powers of two, which floats add exactly."""
+
+
+@given(st.lists(ENDED, max_size=2 * MAX_WAITING + 1))
+def test_counting_together_counts_the_same(records: list[RequestRecord]) -> None:
+    """The numbers do not depend on how many requests waited to be counted."""
+    together, alone = Metrics(), Metrics()
+    for ended in records:
+        together.record(ended)
+        alone.record(ended)
+        alone.snapshot()
+    left, right = together.snapshot(), alone.snapshot()
+    assert {name: family.rows for name, family in left.items()} == {name: family.rows for name, family in right.items()}
+    assert sum(row[0] for row in left["relay_requests_total"].rows.values()) == len(records)
+
+
+def test_few_requests_wait(metrics: Metrics) -> None:
+    """What waits to be counted is bounded without a scrape."""
+    for _ in range(10 * MAX_WAITING):
+        metrics.record(SERVED)
+    assert len(metrics._waiting) < MAX_WAITING
 
 
 # --- merging -------------------------------------------------------------------------------------------------
