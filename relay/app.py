@@ -18,6 +18,7 @@ from relay.dialects import DIALECTS
 from relay.errors import AuthenticationFailed, InvalidRequest, RelayError
 from relay.exchange import CHAT_DIALECT, body_too_large
 from relay.explain import explained
+from relay.head import Head
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -141,7 +142,7 @@ class ChatEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         client = AsgiClient()
-        exchange = client.exchange = self._pipeline.open(client, scope["path"], scope["headers"])
+        exchange = client.exchange = self._pipeline.open(client, Head(scope["path"], scope["headers"]))
         reading = asyncio.ensure_future(client.read(receive)) if exchange.admit() else None
         try:
             await client.pump(send)
@@ -165,7 +166,7 @@ def explaining(pipeline: Pipeline) -> Callable[[Request], Awaitable[Response]]:
             body += piece
             if len(body) > max_body_bytes:
                 raise body_too_large(max_body_bytes)
-        return JSONResponse(explained(*pipeline.explain(CHAT_PATH, list(request.headers.raw), bytes(body))))
+        return JSONResponse(explained(*pipeline.explain(Head(CHAT_PATH, request.headers.raw), bytes(body))))
 
     return explain
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import traceback
 from itertools import chain
 from math import inf
@@ -65,8 +64,9 @@ if TYPE_CHECKING:
 
     from relay.client import Client
     from relay.dialects.base import Dialect
+    from relay.head import Head
     from relay.pipeline import Pipeline
-    from relay.policy.compiled import Key, Model, Provider, Route
+    from relay.policy.compiled import Model, Provider, Route
     from relay.served import Served
     from relay.upstreams import Upstream
 
@@ -94,7 +94,6 @@ SHOWN_NAME = 80
 CHAT_DIALECT = "openai"
 """What clients of /v1/chat/completions speak."""
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _NO_LIMITS = KeyLimits()
 _log = logging.getLogger("relay")
 
@@ -106,12 +105,11 @@ class Exchange:
         pipeline: the shared parts.
         served: the policy it runs under to its end.
         client: where the answer goes.
-        path: of the URL, for routes and the record.
-        headers: of the request, names in lower case.
+        head: of the request.
 
     Attributes:
         id: the request id, the client's own if it sent a usable one.
-        client: as given.
+        client, head: as given.
         dialect: what the client speaks.
         closed: the answer is complete, or nobody is left to get it; the record is written.
     """
@@ -125,12 +123,8 @@ class Exchange:
         "_decision",
         "_drain_until",
         "_ending",
-        "_header_list",
-        "_headers",
         "_kept_alive_at",
-        "_key",
         "_lease",
-        "_path",
         "_paused",
         "_pipeline",
         "_race",
@@ -145,23 +139,20 @@ class Exchange:
         "client",
         "closed",
         "dialect",
+        "head",
         "id",
     )
 
-    def __init__(self, pipeline: Pipeline, served: Served, client: Client, path: str, headers: Headers) -> None:
+    def __init__(self, pipeline: Pipeline, served: Served, client: Client, head: Head) -> None:
         self.client = client
         self.dialect: Dialect = DIALECTS[CHAT_DIALECT]
         self.closed = False
         self._pipeline = pipeline
         self._served = served
-        self._path = path
-        self._header_list = headers
-        self._headers = dict(headers)
+        self.head = head
         self._arrived_at = pipeline.clock.now()
         self._wall = pipeline.clock.wall()
-        given = self._headers.get(b"x-request-id", b"")
-        self.id = given if _REQUEST_ID.fullmatch(given) else b"req_%024x" % pipeline.rng.getrandbits(96)
-        self._key: Key | None = None
+        self.id = head.request_id or b"req_%024x" % pipeline.rng.getrandbits(96)
         self._request: ChatRequest | None = None
         self._route: Route | None = None
         self._attempt: Attempt | None = None  # the latest, or the one that won
@@ -192,10 +183,17 @@ class Exchange:
         """Whether an SSE answer was asked for; False until the body is read."""
         return self._request is not None and self._request.stream
 
-    def admit(self) -> bool:
-        """Look at the headers. False if they were enough to refuse the request, which is then answered."""
+    def admit(self, *, known: bool = False) -> bool:
+        """Look at the headers. False if they were enough to refuse the request, which is then answered.
+
+        Args:
+            known: a request with the same head was admitted under this policy.
+        """
         try:
-            self._check_headers()
+            if self._pipeline.draining:
+                raise ShuttingDown("The relay is shutting down; try again.", retry_after_s=1)
+            if not known:
+                self._check_headers()
         except RelayError as error:
             self.refuse(error)
             return False
@@ -211,7 +209,7 @@ class Exchange:
         request = self._read(body)
         route = self._find_route(request)
         chooser = Chooser(route, self._served.upstreams)  # of its own: explorations are for requests that are sent
-        self._wants = wants_of(request, route, self.dialect, self._headers, self._key)
+        self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key)
         return chooser.decide(self._wants, self._pipeline.clock.now(), self._pipeline.rng), self._wants
 
     def refuse(self, error: RelayError) -> None:
@@ -310,27 +308,25 @@ class Exchange:
 
     def _check_headers(self) -> None:
         """Whether this client may ask at all."""
-        pipeline, policy = self._pipeline, self._served.policy
-        if pipeline.draining:
-            raise ShuttingDown("The relay is shutting down; try again.", retry_after_s=1)
-        size = sum(map(len, chain.from_iterable(self._header_list)))
+        policy, head = self._served.policy, self.head
+        size = sum(map(len, chain.from_iterable(head.headers)))
         if size > policy.requests.max_header_bytes:
             raise HeadersTooLarge(
                 f"The request's headers have {size} bytes; {policy.requests.max_header_bytes} are allowed."
             )
-        scheme, _, presented = self._headers.get(b"authorization", b"").partition(b" ")
+        scheme, _, presented = head.fields.get(b"authorization", b"").partition(b" ")
         if presented and scheme.lower() == b"bearer":
-            self._key = self._served.key_for(presented.strip())
-        if self._key is None and not policy.open:
+            head.key = self._served.key_for(presented.strip())
+        if head.key is None and not policy.open:
             raise AuthenticationFailed(
                 "The API key is not known here." if presented else "No API key: send `Authorization: Bearer KEY`."
             )
-        if self._key is None and b"origin" in self._headers:
+        if head.key is None and b"origin" in head.fields:
             self._check_page()
 
     def _check_page(self) -> None:
         """Browsers let any page send a form or plain text anywhere; JSON they send only after asking, and hear no."""
-        if not self._headers.get(b"content-type", b"").startswith(b"application/json"):
+        if not self.head.fields.get(b"content-type", b"").startswith(b"application/json"):
             raise CrossSiteRequest("Without a key, a web page may ask only with `content-type: application/json`.")
 
     async def _serve(self, body: bytes) -> None:
@@ -355,8 +351,8 @@ class Exchange:
         return request
 
     def _find_route(self, request: ChatRequest) -> Route:
-        policy, key = self._served.policy, self._key
-        route = policy.route_for(request.model, key.name if key else "", self._path, self._headers)
+        policy, head, key = self._served.policy, self.head, self.head.key
+        route = policy.route_for(request.model, key.name if key else "", head.path, head.fields)
         shown = request.model[:SHOWN_NAME]
         if route is None:
             raise UnknownModel(f"No route serves the model {shown!r}; GET /v1/models lists what is.", param="model")
@@ -366,7 +362,7 @@ class Exchange:
 
     async def _reserve(self, request: ChatRequest, route: Route) -> Lease | None:
         """Take prompt and answer from the key's limits before anything is sent."""
-        key = self._key
+        key = self.head.key
         if key is None or key.limits == _NO_LIMITS:
             return None
         answer = ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
@@ -429,7 +425,7 @@ class Exchange:
 
     def _race_for(self, request: ChatRequest, route: Route) -> Race | None:
         """A race if this request may be asked twice at a time at all."""
-        if route.hedge is None or self._wants is None or not request.stream or self._headers.get(HEDGE) == b"never":
+        if route.hedge is None or self._wants is None or not request.stream or self.head.fields.get(HEDGE) == b"never":
             return None
         return Race(self, self._served, route, self._wants, self._pipeline.clock)
 
@@ -451,7 +447,7 @@ class Exchange:
         """What to try, and why some candidates are not: as written, unless the route or the client wants a choice."""
         served, retries = self._served, self._served.policy.retries
         chooser = served.choosers.get(route.name)
-        if chooser is not None or PREFER in self._headers:
+        if chooser is not None or PREFER in self.head.fields:
             decision = self._decide(request, route, chooser or Chooser(route, served.upstreams), now)
             left_out = dict(decision.left_out)
             order = decision.order or served.worth_waiting_for(route, left_out, now)
@@ -460,7 +456,7 @@ class Exchange:
         return served.plan(route, unavailable).attempts, unavailable
 
     def _decide(self, request: ChatRequest, route: Route, chooser: Chooser, now: float) -> Decision:
-        self._wants = wants_of(request, route, self.dialect, self._headers, self._key)
+        self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key)
         self._decision = chooser.decide(self._wants, now, self._pipeline.rng)
         return self._decision
 
@@ -513,9 +509,9 @@ class Exchange:
     def _forwarded(self, provider: Provider) -> tuple[tuple[bytes, bytes], ...]:
         """The client's headers that this provider may see."""
         names = self._served.forwarded[provider.name]
-        if names.isdisjoint(self._headers):
+        if names.isdisjoint(self.head.fields):
             return ()
-        return tuple(field for field in self._header_list if field[0] in names)
+        return tuple(field for field in self.head.headers if field[0] in names)
 
     def _note(self, attempt: Attempt, failure: RelayError | None, upstream: Upstream) -> None:
         """Write down how an attempt went, and let the model's statistics and breaker know."""
@@ -667,7 +663,7 @@ class Exchange:
 
     def _close(self, error: RelayError | None, usage: Usage | None) -> None:
         self.closed = True
-        attempt = self._attempt
+        attempt, head = self._attempt, self.head
         model = attempt.trial.model if attempt is not None and attempt.committed else None
         finish_reason = attempt.finish_reason if attempt is not None else None
         if error is not None:
@@ -678,8 +674,8 @@ class Exchange:
         record = RequestRecord(
             id=self.id.decode("ascii"),
             at=self._wall,
-            endpoint=self._path,
-            key=self._key.name if self._key else "",
+            endpoint=head.path,
+            key=head.key.name if head.key else "",
             route=self._route.name if self._route else "",
             model=model.name if model else "",
             provider=model.provider.name if model else "",

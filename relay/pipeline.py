@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from relay.client import Client
     from relay.clock import Clock, Timer
-    from relay.messages import Decision, Headers, RequestRecord, Wants
+    from relay.head import Head
+    from relay.messages import Decision, RequestRecord, Wants
     from relay.policy.compiled import Policy
     from relay.stores.base import Store
     from relay.transports.base import Transport
@@ -79,6 +80,11 @@ class Pipeline:
         self._idle: asyncio.Future[None] | None = None
 
     @property
+    def heads(self) -> dict[bytes, Head]:
+        """Heads of requests that were admitted under this policy, by their bytes; a runtime may remember some here."""
+        return self._served.heads
+
+    @property
     def policy(self) -> Policy:
         """The set that new requests run under."""
         return self._served.policy
@@ -95,21 +101,21 @@ class Pipeline:
         }
         self._served = Served(policy, self.upstreams, self.ledgers)
 
-    def open(self, client: Client, path: str, headers: Headers) -> Exchange:
+    def open(self, client: Client, head: Head) -> Exchange:
         """Begin a request whose headers have arrived."""
-        exchange = Exchange(self, self._served, client, path, headers)
+        exchange = Exchange(self, self._served, client, head)
         self.active.add(exchange)
         if self._timer is None:
             self._timer = self.clock.call_later(TICK_S, self._tick)
         return exchange
 
-    def explain(self, path: str, headers: Headers, body: bytes) -> tuple[Decision, Wants]:
+    def explain(self, head: Head, body: bytes) -> tuple[Decision, Wants]:
         """What would be decided for a request; nothing is sent, and nothing is kept of it.
 
         Raises:
             RelayError: as the request would be refused before anything is decided.
         """
-        return Exchange(self, self._served, Nobody(), path, headers).explain(body)
+        return Exchange(self, self._served, Nobody(), head).explain(body)
 
     def close_exchange(self, exchange: Exchange, record: RequestRecord) -> None:
         """A request is over."""

@@ -13,6 +13,7 @@ from relay.policy.decide import Chooser, plan
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from relay.head import Head
     from relay.limits.hedging import Ledger
     from relay.policy.compiled import Key, Policy, Provider, Route
     from relay.upstreams import Upstream
@@ -29,6 +30,7 @@ class Served:
         choosers: who decides, by name of those routes that leave something to decide.
         endpoints: where each provider answers chat requests, by provider name.
         forwarded: names of the client's headers that each provider may see, by provider name.
+        heads: of requests that were admitted, see `Pipeline.heads`.
     """
 
     __slots__ = (
@@ -38,6 +40,7 @@ class Served:
         "choosers",
         "endpoints",
         "forwarded",
+        "heads",
         "ledgers",
         "policy",
         "prices",
@@ -63,6 +66,7 @@ class Served:
         self._standing = {
             route: [(model.name, upstreams[model.name]) for model in route.candidates] for route in policy.routes
         }
+        self.heads: dict[bytes, Head] = {}
         self._known_keys: dict[bytes, Key] = {}
 
     def key_for(self, presented: bytes) -> Key | None:

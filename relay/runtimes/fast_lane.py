@@ -4,6 +4,9 @@ For a chat request the way is short: llhttp's callbacks collect it, the exchange
 bytes from the upstream's socket go to the client's socket in one call stack. Everything is decided by the same
 `Exchange` as behind ASGI; this file only translates. Any other request goes to the ASGI application.
 
+Clients send the same head again and again. A request that arrives in one piece, with a head that was admitted before
+and differs in nothing but the body's length, is not parsed once more: the same bytes mean the same.
+
 uvicorn keeps what it calls a cycle per request: the state it looks at for pipelining, shutdown and disconnects.
 `FastLaneClient` stands in for it.
 """
@@ -11,11 +14,13 @@ uvicorn keeps what it calls a cycle per request: the state it looks at for pipel
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 from relay.app import CHAT_PATH
 from relay.exchange import body_too_large
+from relay.head import Head
 from relay.runtimes.http_server import BoundedProtocol
 from relay.wire.http1 import LAST_CHUNK, response_head
 
@@ -27,6 +32,15 @@ if TYPE_CHECKING:
 
 _CHAT_URL = CHAT_PATH.encode()
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_HEAD_END = b"\r\n\r\n"
+_LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]{1,9})\r\n(?![ \t])", re.IGNORECASE)
+
+KNOWN_HEAD_BYTES = 4096
+"""Largest head that is remembered: SDKs send about one kilobyte."""
+
+KNOWN_HEADS = 1024
+"""Heads remembered, four megabytes at most. When there are more, all are forgotten: cheap, and rarely needed."""
 
 
 class FastLaneClient:
@@ -113,12 +127,36 @@ class FastLaneClient:
 class FastLane(BoundedProtocol):
     """One client connection. Make a subclass with `for_pipeline` and give it to uvicorn as `http=`."""
 
+    cycle: Any  # uvicorn's, or a FastLaneClient, or None
     _lane: FastLaneClient | None = None  # the request being read or answered here, not by ASGI
+    _parsing = False  # llhttp is within a request
+    _read = b""  # what is being parsed, if it began where a request begins
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come: often a whole request, with a head like one before."""
+        if self._parsing or self._unframed or not (self.cycle is None or self.cycle.response_complete):
+            super().data_received(data)
+            return
+        split = _split(data)
+        head = None if split is None else self.relay.heads.get(split[0])
+        if head is None or split is None:
+            self._read = data
+            super().data_received(data)
+            self._read = b""
+            return
+        self._unset_keepalive_if_required()
+        client = self._lane = FastLaneClient(self, chunked=True, keep_alive=True)
+        client.body = None
+        self.cycle = client
+        exchange = client.exchange = self.relay.open(client, head)
+        if exchange.admit(known=True):
+            self._spawn(exchange.run(split[1]))
 
     # --- llhttp calls, while a request comes in ---
 
     def on_message_begin(self) -> None:
         """Uvicorn's scope is made only for requests that go to ASGI."""
+        self._parsing = True
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -135,8 +173,8 @@ class FastLane(BoundedProtocol):
         modern = self.parser.get_http_version() != "1.0"
         keep_alive = modern and self.parser.should_keep_alive()
         client = self._lane = FastLaneClient(self, chunked=modern, keep_alive=keep_alive)
-        self.cycle: Any = client
-        exchange = client.exchange = self.relay.open(client, CHAT_PATH, self.headers)
+        self.cycle = client
+        exchange = client.exchange = self.relay.open(client, Head(CHAT_PATH, self.headers))
         if exchange.admit() and self.expect_100_continue:
             self.transport.write(_CONTINUE)
 
@@ -155,6 +193,7 @@ class FastLane(BoundedProtocol):
 
     def on_message_complete(self) -> None:
         """The request is complete: run it."""
+        self._parsing = False
         client = self._lane
         if client is None or client.body is None or client.exchange is None:
             super().on_message_complete()
@@ -162,6 +201,8 @@ class FastLane(BoundedProtocol):
         self.framed()
         body = client.body[0] if len(client.body) == 1 else b"".join(client.body)
         client.body = None
+        if self._read and client.keep_alive and not self.expect_100_continue:
+            self._remember(client.exchange.head, body)
         self._spawn(client.exchange.run(body))
 
     # --- the answer ---
@@ -201,6 +242,14 @@ class FastLane(BoundedProtocol):
 
     # --- inner steps ---
 
+    def _remember(self, head: Head, body: bytes) -> None:
+        """The next request with these bytes in front of its body need not be parsed."""
+        split = _split(self._read)
+        if split is not None and split[1] == body:
+            if len(self.relay.heads) >= KNOWN_HEADS:
+                self.relay.heads.clear()
+            self.relay.heads[split[0]] = head
+
     def _to_asgi(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
@@ -218,3 +267,12 @@ class FastLane(BoundedProtocol):
             task = self.loop.create_task(coroutine)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+
+def _split(data: bytes) -> tuple[bytes, bytes] | None:
+    """A head without its body's length, and the body; None unless that is exactly what the bytes are."""
+    end = data.find(_HEAD_END, 0, KNOWN_HEAD_BYTES)
+    length = _LENGTH.search(data, 0, end + 2) if end > 0 else None
+    if length is None or int(length[1]) != len(data) - end - len(_HEAD_END):
+        return None
+    return data[: length.start(1)] + data[length.end(1) : end], data[end + len(_HEAD_END) :]
