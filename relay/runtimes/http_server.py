@@ -46,12 +46,16 @@ class BoundedProtocol(HttpToolsProtocol):
     neither the end of a head nor any of a body are therefore counted as they arrive, and timed. One read (256 KiB)
     may pass unseen; heads that are complete are measured exactly by `Exchange.admit`.
 
+    Idle time is measured by one timer that looks when the connection was last in use and, if need be, waits on:
+    uvicorn's own would be set and cancelled with each request.
+
     Attributes:
         relay: its policy says how large a head may be. Make a subclass that has it with `for_pipeline`.
     """
 
     relay: ClassVar[Pipeline]
     _unframed = 0
+    _idle_since = 0.0
     _head_timer: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -62,17 +66,45 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected. It need not hurry to ask."""
         super().connection_made(transport)
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._idle_since = self.loop.time()
+        self._look_after(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is no more."""
         self.framed()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection if it has been idle for long enough."""
+        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if self._unframed or (self.cycle is not None and not self.cycle.response_complete):
+            self._look_after(self.timeout_keep_alive)
+        elif left_s > 0:
+            self._look_after(left_s)
+        else:
+            self.transport.close()
+
+    def _look_after(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Nothing: uvicorn calls this where it would stop a timer of its own."""
+
+    def on_response_complete(self) -> None:
+        """An answer has been written: serve what the client sent ahead, or wait for more."""
+        if self.pipeline:
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self._idle_since = self.loop.time()
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
         self._unframed += len(data)
-        self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:

@@ -36,6 +36,13 @@ LIMIT = 2048
 @contextlib.asynccontextmanager
 async def serving(base_url: str = "http://127.0.0.1:9/v1", *, keep_alive_s: int = 60) -> AsyncIterator[int]:
     """A relay behind the container's own protocol; gives its port."""
+    async with server_of(base_url, keep_alive_s=keep_alive_s) as server:
+        yield server.servers[0].sockets[0].getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def server_of(base_url: str, *, keep_alive_s: int) -> AsyncIterator[http_server.Server]:
+    """The same, as uvicorn's server."""
     text = policy(base_url, requests={"max_header_bytes": LIMIT})
     pipeline = Pipeline(
         load({"test.toml": text}, ENVIRON),
@@ -60,7 +67,7 @@ async def serving(base_url: str = "http://127.0.0.1:9/v1", *, keep_alive_s: int 
     server.lifespan = config.lifespan_class(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         await server.startup(sockets=[listener])
-        yield listener.getsockname()[1]
+        yield server
         await server.shutdown(sockets=[listener])
         await pipeline.close()
 
@@ -190,4 +197,27 @@ async def test_a_head_that_dawdles_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
 async def test_a_connection_that_never_asks_is_closed_at_last() -> None:
     """A connection without a request is kept as long as one between two requests."""
     async with serving(keep_alive_s=0) as port, await RawClient.connect(port) as client:
+        assert await client.receive() == b""
+
+
+async def test_idle_time_counts_from_the_end_of_the_last_answer() -> None:
+    """A connection is closed when nothing was asked on it for the whole time, and never in the middle of a request."""
+    async with (
+        Upstream(always(send(whole(completion())))) as upstream,
+        server_of(upstream.base_url, keep_alive_s=60) as server,
+        await RawClient.connect(server.servers[0].sockets[0].getsockname()[1]) as client,
+    ):
+        await client.send(post(request_body()))
+        assert (await client.whole()).status == 200
+        (connection,) = server.server_state.connections
+        assert isinstance(connection, FastLane)
+        connection.timeout_keep_alive_handler()
+        assert not connection.transport.is_closing()
+        connection._idle_since -= 61
+        connection.data_received(post(request_body())[:10])
+        connection.timeout_keep_alive_handler()
+        await client.send(post(request_body())[10:])
+        assert (await client.whole()).status == 200
+        connection._idle_since -= 61
+        connection.timeout_keep_alive_handler()
         assert await client.receive() == b""
