@@ -19,6 +19,8 @@ ENV PATH=/opt/relay/bin:$PATH \
     RELAY_HOST=0.0.0.0 \
     RELAY_PORT=8080 \
     RELAY_POLICY=/etc/relay/policy
+# Where a volume for RELAY_STATE can be mounted: a new one takes over the owner of the folder that it covers.
+RUN install -d -o 10001 -g 10001 -m 700 /var/lib/relay
 # By number, so that Kubernetes can tell that it is not root.
 USER 10001:10001
 EXPOSE 8080

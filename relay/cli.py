@@ -107,6 +107,12 @@ def main() -> None:
     type=click.FloatRange(0, 3600),
     help="Seconds that running requests get to finish.  [default: 30]",
 )
+@click.option("--region", help="Where this relay stands; the speed of models is known by region.")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder in which what was learned outlives the process.  [default: none]",
+)
 @click.option(
     "--decision-log",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from relay.errors import ConfigurationError, Finding
+from relay.policy.schema import NAME, PATTERN_WORDS
 from relay.policy.wording import found
 from relay.telemetry.events import Level, Style
 
@@ -33,6 +34,8 @@ class Settings(BaseSettings):
         log_format: `json`, `console`, or unset: `console` on a terminal, else `json`.
         force_open: serve a policy that needs no keys on an address that is not loopback.
         shutdown_s: seconds that running requests get to finish when the relay is told to stop.
+        region: where this relay stands: the speed of models is known by region.
+        state: folder in which what was learned outlives the process; unset keeps none of it.
         decision_log: file that decisions are written to, for `relay replay`; unset writes none.
         decision_log_bytes: a file of them that is larger makes room for a fresh one.
         decision_log_files: full ones that are kept, per worker.
@@ -50,6 +53,8 @@ class Settings(BaseSettings):
     log_format: Style | None = Field(default=None, description='"json" or "console"')
     force_open: bool = Field(default=False, description='"true" or "false"')
     shutdown_s: float = Field(default=30.0, ge=0, le=3600, description="seconds, from 0 to 3600")
+    region: str | None = Field(default=None, pattern=NAME, description=PATTERN_WORDS[NAME])
+    state: Path | None = Field(default=None, description="the path of a folder")
     decision_log: Path | None = Field(default=None, description="the path of a file")
     decision_log_bytes: int = Field(
         default=67_108_864, ge=65_536, le=2**40, description="bytes, from 65536 to 1099511627776"

@@ -51,6 +51,7 @@ class Pipeline:
         active: requests that are not finished.
         draining: no new requests are taken.
         upstreams: live state by model name.
+        retired: that of models that the policy has no more: it may have them again, and a name may be a slip.
         ledgers: what routes that hedge have spent, by name.
         experience: what budgets learn from; kept when the policy changes.
     """
@@ -73,6 +74,7 @@ class Pipeline:
         self.active: set[Exchange] = set()
         self.draining = False
         self.upstreams: dict[str, Upstream] = {}
+        self.retired: dict[str, Upstream] = {}
         self.ledgers: dict[str, Ledger] = {}
         self.experience = Experience()
         self.policy = policy
@@ -91,7 +93,9 @@ class Pipeline:
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        self.upstreams = {name: self.upstreams.get(name) or Upstream() for name in policy.models}
+        known = self.retired | self.upstreams
+        self.upstreams = {name: known.pop(name) if name in known else Upstream() for name in policy.models}
+        self.retired = known
         for route in policy.routes:
             if route.judged:
                 for model in route.candidates:

@@ -58,7 +58,7 @@ class Upstream:
         outlook: the same as a decision wants it, as of the last observation.
     """
 
-    __slots__ = ("_prefixes", "_rooms", "asked_at", "not_before", "outlook", "speed", "state")
+    __slots__ = ("_before", "_prefixes", "_rooms", "asked_at", "not_before", "outlook", "speed", "state")
 
     def __init__(self, expected: Expectation | None = None, *, watched: bool = False) -> None:
         self.state = breaker.CLOSED
@@ -66,6 +66,7 @@ class Upstream:
         self.asked_at = float("-inf")
         self.speed: Speed | None = None
         self.outlook = _NO_OUTLOOK
+        self._before: SpeedSnapshot | None = None  # its speed when that mattered last, should it matter again
         self._rooms: dict[str, tuple[float, float]] = {}  # kind -> what is left, until when that holds
         self._prefixes: dict[bytes, float] = {}  # fingerprint -> when it was last sent, the oldest first
         if watched:
@@ -74,7 +75,8 @@ class Upstream:
     def watch(self, expected: Expectation) -> None:
         """From now on its speed matters."""
         if self.speed is None:
-            self.speed = Speed(ttft_s=expected.ttft_s, tokens_per_s=expected.tokens_per_s)
+            unseen = Speed(ttft_s=expected.ttft_s, tokens_per_s=expected.tokens_per_s)
+            self.speed = unseen if self._before is None else Speed.restore(self._before)
             self.outlook = outlook(self.speed)
 
     # --- what decisions ask; see relay.policy.decide.Standing ---
@@ -205,13 +207,15 @@ class Upstream:
             del kept[next(iter(kept))]
 
     def snapshot(self, now: float) -> SpeedSnapshot | None:
-        """Its speed, to keep or to send; None if it is not watched."""
-        return None if self.speed is None else self.speed.snapshot(now)
+        """Its speed, to keep or to send; None if it was never seen: what is expected of it is the policy's to say."""
+        return self.speed.snapshot(now) if self.speed is not None and self.speed.known() else self._before
 
     def restore(self, snapshot: SpeedSnapshot) -> None:
-        """Go on from a snapshot."""
-        self.speed = Speed.restore(snapshot)
-        self.outlook = outlook(self.speed)
+        """Go on from a snapshot, at once if it is watched, else when it is."""
+        self._before = snapshot
+        if self.speed is not None:
+            self.speed = Speed.restore(snapshot)
+            self.outlook = outlook(self.speed)
 
 
 def outlook(speed: Speed) -> Outlook:

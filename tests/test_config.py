@@ -31,6 +31,8 @@ def test_defaults_serve_on_loopback() -> None:
         "log_format": None,
         "force_open": False,
         "shutdown_s": 30.0,
+        "region": None,
+        "state": None,
         "decision_log": None,
         "decision_log_bytes": 67_108_864,
         "decision_log_files": 4,

@@ -147,3 +147,22 @@ def test_speed_outlives_the_process():
     assert snapshot is not None
     later.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot), type=SpeedSnapshot))
     assert later.outlook.ttft_s == pytest.approx(upstream.outlook.ttft_s)
+
+
+def test_what_the_policy_expects_is_not_kept():
+    """A model that was never seen has no snapshot: the policy may say something else the next time."""
+    assert Upstream(Expectation(ttft_s=9.0), watched=True).snapshot(1.0) is None
+
+
+def test_a_speed_that_matters_to_no_route_is_kept_until_it_does():
+    """A model that is not watched brings along what was known of it, for the policy that watches it again."""
+    seen, later = Upstream(watched=True), Upstream()
+    for now in range(20):
+        seen.begun(2.0, now)
+    snapshot = seen.snapshot(20)
+    assert snapshot is not None
+    later.restore(snapshot)
+    assert later.speed is None
+    assert later.snapshot(20) == snapshot
+    later.watch(Expectation())
+    assert later.outlook.ttft_s == pytest.approx(seen.outlook.ttft_s)

@@ -12,6 +12,8 @@ from relay.limits.prompt_tokens import Calibration
 from relay.limits.shipped import ANSWER_LENGTHS
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from relay.limits.budgets import Request
     from relay.limits.lengths import Place
     from relay.messages import Budget, BudgetRules
@@ -133,6 +135,29 @@ def merge(a: ExperienceSnapshot, b: ExperienceSnapshot) -> ExperienceSnapshot:
         before = prompts.get(model, (0.0, 0.0))
         prompts[model] = (before[0] + actual, before[1] + estimated)
     return ExperienceSnapshot(lengths.merge(a.answers, b.answers), lengths.merge(a.reasoning, b.reasoning), prompts)
+
+
+def portion(snapshot: ExperienceSnapshot, share: float) -> ExperienceSnapshot:
+    """A share of all that was counted, see `quantiles.portion`."""
+    return ExperienceSnapshot(
+        lengths.portion(snapshot.answers, share),
+        lengths.portion(snapshot.reasoning, share),
+        {model: (actual * share, estimated * share) for model, (actual, estimated) in snapshot.prompts.items()},
+    )
+
+
+def living(snapshot: ExperienceSnapshot, now: float, models: Container[str]) -> ExperienceSnapshot:
+    """What has not been forgotten by `now`. How a model counts prompts is known as long as anything else of it is.
+
+    Args:
+        snapshot: what was learned.
+        now: seconds since the Unix epoch.
+        models: those that requests may still come for.
+    """
+    answers, reasoning = lengths.living(snapshot.answers, now), lengths.living(snapshot.reasoning, now)
+    known = lengths.models(answers)
+    prompts = {model: sums for model, sums in snapshot.prompts.items() if model in models or model in known}
+    return ExperienceSnapshot(answers, reasoning, prompts)
 
 
 def _thinking(place: Place, request: Request) -> Place:

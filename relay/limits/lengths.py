@@ -73,6 +73,12 @@ _GOLDEN = 0.6180339887498949
 _ALL: tuple[str, ...] = ()
 """Name of the cell that counts every answer. It has no say in what others believe."""
 
+_OF_APPLICATION = 3
+"""Parts in the name of an application's cell, the only one that does not begin with an intent."""
+
+_FORGOTTEN = 0.01
+"""Answers that a cell has to know to be kept: a single one is forgotten after twenty days, a hundred after forty."""
+
 _STALE = 1 << 62
 """More news than any cell has answers."""
 
@@ -259,10 +265,8 @@ class Lengths:
             cell = self._enter(old.cell)
             cell.sketch = Sketch.restore(msgspec.structs.replace(old.lengths, half_life_s=self._half_life_s))
             cell.widening = old.widening
-        for old in restored:  # a second pass: slack compares with all of them
-            cell = self._cells[old.cell]
-            self._reflect(cell, self._prior_of("").sketch, [], cell.sketch.weight(now), INERTIA)
-            cell.news = _STALE
+        for old in restored:  # a second pass: what a cell believes depends on others, and slack on all of them
+            self._believe(old.cell, now)
 
     def _nearest(self, place: Place) -> tuple[tuple[str, ...], _Cell]:
         """The most particular cell there is, and its name; the prior's is empty."""
@@ -305,6 +309,16 @@ class Lengths:
         cell.slack = self._slack(cell.sketch.mean(), weight)
         cell.news = 0
 
+    def _believe(self, name: tuple[str, ...], now: float) -> None:
+        """Compute what follows for a cell that came back: near to what it was, and right with the next answer."""
+        above = {2: (name[:1],), 4: (name[:1], name[:2], name[1:])}.get(len(name), ())
+        wider = [(cell.sketch, cell.sketch.weight(now)) for each in above if (cell := self._cells.get(each))]
+        # An application answers requests of all kinds: its cell and that of all answers know of no prior of theirs.
+        prior = self._prior_of(name[0] if len(name) not in {0, _OF_APPLICATION} else "").sketch
+        cell = self._cells[name]
+        self._reflect(cell, prior, wider, cell.sketch.weight(now), INTENT_INERTIA if name[3:] else INERTIA)
+        cell.news = _STALE
+
     def _slack(self, mean: float | None, weight: float) -> float:
         """A cell's mean as a multiple of that of all answers, within bounds; near 1 while the cell is young."""
         overall = self._cells.get(_ALL)
@@ -329,6 +343,21 @@ def merge(a: Iterable[CellSnapshot], b: Iterable[CellSnapshot]) -> list[CellSnap
             new = CellSnapshot(new.cell, lengths, min(old.widening, new.widening))  # noqa: PLW2901
         cells[new.cell] = new
     return sorted(cells.values(), key=lambda cell: sum(cell.lengths.weights.values()))
+
+
+def portion(cells: Iterable[CellSnapshot], share: float) -> list[CellSnapshot]:
+    """A share of every cell's answers, see `quantiles.portion`. How far cells are widened is no count."""
+    return [msgspec.structs.replace(old, lengths=quantiles.portion(old.lengths, share)) for old in cells]
+
+
+def living(cells: Iterable[CellSnapshot], now: float) -> list[CellSnapshot]:
+    """The cells that still know anything at `now`, in their order: `MAX_CELLS` at most, the last ones."""
+    return [old for old in cells if quantiles.weight(old.lengths, now) >= _FORGOTTEN][-MAX_CELLS:]
+
+
+def models(cells: Iterable[CellSnapshot]) -> set[str]:
+    """Whose answers are in these cells; see `Place.cells`."""
+    return {name[0] if len(name) == _OF_APPLICATION else name[1] for name in (old.cell for old in cells) if name[1:]}
 
 
 def _within(

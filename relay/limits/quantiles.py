@@ -218,6 +218,17 @@ def merge(a: Snapshot, b: Snapshot) -> Snapshot:
     return Snapshot(a.relative_error, a.half_life_s, at, weights, total)
 
 
+def weight(snapshot: Snapshot, now: float) -> float:
+    """How many observations a sketch at rest still stands for at `now`."""
+    return sum(snapshot.weights.values()) * exp(min(snapshot.at - now, 0.0) * _rate(snapshot.half_life_s))
+
+
+def portion(snapshot: Snapshot, share: float) -> Snapshot:
+    """A share of everything counted: what each of several heirs goes on with. Merged, they are the whole again."""
+    weights = {bucket: weight * share for bucket, weight in snapshot.weights.items()}
+    return msgspec.structs.replace(snapshot, weights=weights, total=snapshot.total * share)
+
+
 def _growth(relative_error: float) -> float:
     """Ratio of a bucket's borders that keeps the error: bucket b is (growth^(b-1), growth^b]."""
     return (1.0 + relative_error) / (1.0 - relative_error)

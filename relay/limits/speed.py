@@ -64,10 +64,10 @@ class LevelSnapshot(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         mean: of the natural logarithms of seconds.
         variance: likewise.
-        weight: observations that it rests on, as of `at`.
+        weight: observations that it rests on, as of `at`; of several processes' together, more than one would keep.
         usual: the slow mean.
-        seen: observations behind `usual`.
-        at: seconds on a clock that all who merge share.
+        seen: observations behind `usual`, the prior's included; likewise.
+        at: the last observation, seconds on a clock that all who merge share.
     """
 
     mean: float
@@ -166,17 +166,17 @@ class Level:
         """Observations so far, counted to some hundreds."""
         return self._seen - _PRIOR_WEIGHT
 
-    def snapshot(self, now: float) -> LevelSnapshot:
-        """What is known, weighted as of `now`."""
-        weight = self._weight * exp(min(self._at - now, 0.0) * _DECAY)
-        return LevelSnapshot(self.mean, self.deviation * self.deviation, weight, self.usual, self._seen, now)
+    def snapshot(self) -> LevelSnapshot:
+        """What is known, as of the last observation."""
+        return LevelSnapshot(self.mean, self.deviation * self.deviation, self._weight, self.usual, self._seen, self._at)
 
     @classmethod
     def restore(cls, snapshot: LevelSnapshot) -> Level:
         """A level that goes on from a snapshot."""
         level = cls(exp(snapshot.usual))
         level.mean, level.deviation = snapshot.mean, max(sqrt(snapshot.variance), _LEAST_DEVIATION)
-        level._weight, level._seen, level._at = snapshot.weight, snapshot.seen, snapshot.at
+        level._weight, level._seen = min(snapshot.weight, MEMORY), min(snapshot.seen, _USUAL_MEMORY)
+        level._at = snapshot.at
         return level
 
 
@@ -188,15 +188,20 @@ def merge_levels(a: LevelSnapshot, b: LevelSnapshot) -> LevelSnapshot:
     if weight <= 0.0:
         return a if a.at >= b.at else b
     off = b.mean - a.mean
-    seen = a.seen + b.seen
     return LevelSnapshot(
         mean=a.mean + off * wb / weight,
         variance=(wa * a.variance + wb * b.variance) / weight + off * off * wa * wb / (weight * weight),
-        weight=min(weight, MEMORY),
-        usual=(a.usual * a.seen + b.usual * b.seen) / seen,
-        seen=min(seen, _USUAL_MEMORY),
+        weight=weight,
+        usual=(a.usual * a.seen + b.usual * b.seen) / (a.seen + b.seen),
+        seen=a.seen + b.seen - _PRIOR_WEIGHT,
         at=at,
     )
+
+
+def portion_of_level(level: LevelSnapshot, share: float) -> LevelSnapshot:
+    """A share of what it rests on, see `quantiles.portion`."""
+    seen = _PRIOR_WEIGHT + (level.seen - _PRIOR_WEIGHT) * share
+    return msgspec.structs.replace(level, weight=level.weight * share, seen=seen)
 
 
 class SpeedSnapshot(msgspec.Struct, frozen=True, gc=False):
@@ -209,6 +214,7 @@ class SpeedSnapshot(msgspec.Struct, frozen=True, gc=False):
         failing: share of attempts that fail.
         truncated: share of answers that break off behind the first output.
         wasted_s: seconds that an attempt loses to failures, on average.
+        failed_at: the last attempt that `failing` counted, seconds on the clock of the others.
     """
 
     ttft: LevelSnapshot
@@ -217,6 +223,22 @@ class SpeedSnapshot(msgspec.Struct, frozen=True, gc=False):
     failing: float
     truncated: float
     wasted_s: float
+    failed_at: float
+
+    def heard_at(self) -> float:
+        """When anything was last heard of the model."""
+        return max(self.ttft.at, self.failed_at)
+
+    def moved(self, by_s: float) -> SpeedSnapshot:
+        """The same on a clock that is so much ahead."""
+        replace = msgspec.structs.replace
+        return replace(
+            self,
+            ttft=replace(self.ttft, at=self.ttft.at + by_s),
+            per_token=replace(self.per_token, at=self.per_token.at + by_s),
+            ttft_tail=replace(self.ttft_tail, at=self.ttft_tail.at + by_s),
+            failed_at=self.failed_at + by_s,
+        )
 
 
 class Speed:
@@ -297,15 +319,20 @@ class Speed:
             kept = self._kept[q] = self.ttft.quantile(deviations(q)) if read is None else read
         return kept
 
+    def known(self) -> bool:
+        """Whether anything was seen; if not, all of it is what was expected."""
+        return self.ttft.seen() > 0.0 or self.failing > 0.0
+
     def snapshot(self, now: float) -> SpeedSnapshot:
         """What is known at `now`, to keep, send or merge."""
         return SpeedSnapshot(
-            ttft=self.ttft.snapshot(now),
-            per_token=self.per_token.snapshot(now),
+            ttft=self.ttft.snapshot(),
+            per_token=self.per_token.snapshot(),
             ttft_tail=self._tail.snapshot(now),
             failing=self.failing,
             truncated=self.truncated,
             wasted_s=self.wasted_s,
+            failed_at=self.failed_at,
         )
 
     @classmethod
@@ -315,7 +342,7 @@ class Speed:
         speed.ttft, speed.per_token = Level.restore(snapshot.ttft), Level.restore(snapshot.per_token)
         speed._tail = Sketch.restore(snapshot.ttft_tail)
         speed.failing, speed.truncated, speed.wasted_s = snapshot.failing, snapshot.truncated, snapshot.wasted_s
-        speed.failed_at = snapshot.ttft.at
+        speed.failed_at = snapshot.failed_at
         return speed
 
 
@@ -329,6 +356,17 @@ def merge(a: SpeedSnapshot, b: SpeedSnapshot) -> SpeedSnapshot:
         failing=a.failing + (b.failing - a.failing) * share,
         truncated=a.truncated + (b.truncated - a.truncated) * share,
         wasted_s=a.wasted_s + (b.wasted_s - a.wasted_s) * share,
+        failed_at=max(a.failed_at, b.failed_at),
+    )
+
+
+def portion(snapshot: SpeedSnapshot, share: float) -> SpeedSnapshot:
+    """A share of all observations, see `quantiles.portion`. Rates are what they are."""
+    return msgspec.structs.replace(
+        snapshot,
+        ttft=portion_of_level(snapshot.ttft, share),
+        per_token=portion_of_level(snapshot.per_token, share),
+        ttft_tail=quantiles.portion(snapshot.ttft_tail, share),
     )
 
 

@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from relay import __version__
 from relay.app import create_app
 from relay.clock import LoopClock
 from relay.errors import ConfigurationError
+from relay.learned import Memory
 from relay.pipeline import Pipeline
 from relay.policy.load import load
 from relay.runtimes import process_metrics
@@ -39,6 +41,7 @@ from relay.runtimes.policy_reload import PolicyReload, compiled
 from relay.runtimes.prices import list_price
 from relay.runtimes.rotating_file import RotatingFile
 from relay.runtimes.run_folder import RunFolder
+from relay.runtimes.state_folder import StateFolder
 from relay.runtimes.supervisor import STARTUP_FAILED, Supervisor
 from relay.stores.memory import MemoryStore
 from relay.telemetry import logs
@@ -61,6 +64,9 @@ if TYPE_CHECKING:
 
 SNAPSHOT_S = 1.0
 """Seconds between a worker's snapshots: how old another worker's numbers may be in a scrape."""
+
+KEEP_S = 60.0
+"""Seconds between looks at what was learned: what the end of a process without warning costs at most."""
 
 BREAKER_PHASES = {"closed": 0, "half_open": 1, "open": 2}
 """`relay_breaker_state`, so that the larger is the worse."""
@@ -90,8 +96,11 @@ def serve(settings: Settings, findings: Sequence[Finding] = ()) -> int:
     with contextlib.ExitStack() as cleanup:
         listener = cleanup.enter_context(_listen(settings))
         _announce(settings, policy, listener)
+        state = _state(settings, policy)
+        if state is not None:
+            cleanup.callback(state.end)
         if settings.workers == 1:
-            code = _run(settings, listener, files)
+            code = _run(settings, listener, files, state)
         else:
             run_path = tempfile.mkdtemp(prefix="relay-")
             cleanup.callback(shutil.rmtree, run_path, ignore_errors=True)
@@ -99,7 +108,7 @@ def serve(settings: Settings, findings: Sequence[Finding] = ()) -> int:
             run_folder.keep_policy(files)
             code = Supervisor(
                 settings.workers,
-                target=lambda slot: _run(settings, listener, run_folder.kept_policy(), run_folder, slot),
+                target=lambda slot: _run(settings, listener, run_folder.kept_policy(), state, run_folder, slot),
                 bury=run_folder.bury,
                 close_listener=listener.close,
                 shutdown_s=settings.shutdown_s,
@@ -127,6 +136,15 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _state(settings: Settings, policy: Policy) -> StateFolder | None:
+    """Where what is learned is kept, if it is to be kept, with what earlier runs have left taken over."""
+    if settings.state is None:
+        return None
+    state = StateFolder(settings.state, settings.workers)
+    state.begin(policy.models, time.time())
+    return state
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -177,20 +195,26 @@ def _run(
     settings: Settings,
     listener: socket.socket,
     files: dict[str, str],
+    state: StateFolder | None,
     run_folder: RunFolder | None = None,
     slot: int = 0,
 ) -> int:
     """Serve in this process, at first the policy of these files. `run_folder` is there if it is one of several."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            return runner.run(_serve(settings, listener, files, run_folder, slot))
+            return runner.run(_serve(settings, listener, files, state, run_folder, slot))
         except ConfigurationError as error:
             _log.error("%s", error, extra={"event": "worker_failed"})
             return STARTUP_FAILED
 
 
 async def _serve(
-    settings: Settings, listener: socket.socket, files: dict[str, str], run_folder: RunFolder | None, slot: int
+    settings: Settings,
+    listener: socket.socket,
+    files: dict[str, str],
+    state: StateFolder | None,
+    run_folder: RunFolder | None,
+    slot: int,
 ) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_unhandled)
@@ -227,6 +251,10 @@ async def _serve(
     if run_folder is not None:
         metrics.restore(run_folder.snapshot(slot))
         tasks.append(asyncio.ensure_future(_leave_snapshots(metrics, run_folder, slot, server.stop)))
+    memory = Memory(pipeline, settings.region or "")
+    if state is not None:
+        memory.recall(state.share(slot))
+        tasks.append(asyncio.ensure_future(_keep_learned(memory, state, slot)))
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -234,6 +262,8 @@ async def _serve(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await pipeline.close()
+        if state is not None:
+            state.leave(slot, memory.learned())
         events.flush()
         for decision_log in decisions:
             decision_log.flush()
@@ -311,6 +341,13 @@ async def _leave_snapshots(metrics: Metrics, run_folder: RunFolder, slot: int, s
             _log.error("the parent process is gone: stopping", extra={"event": "orphaned"})
             stop()
             return
+
+
+async def _keep_learned(memory: Memory, state: StateFolder, slot: int) -> None:
+    """Leave what this process has learned where the next one finds it, in case that this one ends without warning."""
+    while True:
+        await asyncio.sleep(KEEP_S)
+        await asyncio.to_thread(state.leave, slot, memory.learned())  # a slow disk would hold up streams
 
 
 def register_gauges(metrics: Metrics, pipeline: Pipeline) -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from relay.limits.budgets import Request
-from relay.limits.experience import Experience, ExperienceSnapshot, merge
+from relay.limits.experience import Experience, ExperienceSnapshot, living, merge, portion
 from relay.limits.lengths import Place
 from relay.messages import BudgetRules
 
@@ -167,3 +167,34 @@ def test_merged_experience_knows_what_either_knew() -> None:
     both.restore(merge(a.snapshot(NOW + 50), b.snapshot(NOW + 50)), NOW + 50)
     assert both.budget(RULES, Request(100), HOME).visible > 1800
     assert both.prompts.factor("thinker") == b.prompts.factor("thinker")
+
+
+def test_shares_of_experience_are_together_what_it_was() -> None:
+    """Divided among three and merged, every cell and every sum is as it was: nothing is counted twice."""
+    experience = Experience()
+    for second in range(50):
+        answer(experience, Request(100, reasons=True), hidden=300, visible=second, now=NOW + second)
+        experience.prompts.observe("thinker", estimated=1000, actual=1400)
+    whole = experience.snapshot(NOW + 50)
+    part = portion(whole, 1 / 3)
+    again = merge(merge(part, part), part)
+    for before, after in ((whole.answers, again.answers), (whole.reasoning, again.reasoning)):
+        cells = {cell.cell: cell for cell in after}
+        assert cells.keys() == {cell.cell for cell in before}
+        for cell in before:
+            assert cells[cell.cell].lengths.weights == pytest.approx(cell.lengths.weights)
+            assert cells[cell.cell].lengths.total == pytest.approx(cell.lengths.total)
+            assert cells[cell.cell].widening == cell.widening
+    assert again.prompts["thinker"] == pytest.approx(whole.prompts["thinker"])
+
+
+def test_what_is_old_is_forgotten() -> None:
+    """Cells go when their answers have faded; how a model counts prompts goes with them, unless it may be asked."""
+    experience = Experience()
+    answer(experience, Request(100), hidden=0, visible=100)
+    experience.prompts.observe("thinker", estimated=1000, actual=1400)
+    snapshot = experience.snapshot(NOW)
+    assert living(snapshot, NOW + 14 * 86_400, ()) == snapshot
+    late = living(snapshot, NOW + 30 * 86_400, ())
+    assert (late.answers, late.prompts) == ([], {})
+    assert living(snapshot, NOW + 30 * 86_400, {"thinker"}).prompts == snapshot.prompts

@@ -1,10 +1,11 @@
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.limits.speed import MEMORY, Level, Speed, deviations, merge, merge_levels
+from relay.limits.speed import MEMORY, Level, Speed, deviations, merge, merge_levels, portion
 
 SECONDS = st.floats(0.01, 100)
 
@@ -96,7 +97,7 @@ def test_merging_levels_does_not_depend_on_the_order(first, second):
         a.add(value, n)
     for n, value in enumerate(second):
         b.add(value, n)
-    one, other = (merge_levels(x.snapshot(40), y.snapshot(40)) for x, y in ((a, b), (b, a)))
+    one, other = (merge_levels(x.snapshot(), y.snapshot()) for x, y in ((a, b), (b, a)))
     assert one.mean == pytest.approx(other.mean)
     assert one.variance == pytest.approx(other.variance)
     assert min(a.mean, b.mean) - 1e-9 <= one.mean <= max(a.mean, b.mean) + 1e-9
@@ -145,6 +146,43 @@ def test_snapshots_merge_and_come_back():
     assert merged.ttft.quantile(0.0) == pytest.approx(2.0, rel=0.05)
     assert merged.tail(0.95, 31) == pytest.approx(4.0, rel=0.05)
     assert merged.per_token.quantile(0.0) == pytest.approx(0.1, rel=0.05)
+
+
+def test_shares_of_a_speed_are_together_what_it_was():
+    """Divided among four and merged, twice over, nothing is counted twice: not the prior, not what was seen."""
+    speed = Speed()
+    for now in range(20):
+        speed.begun(2.0, now)
+        speed.ended(tokens=11, output_s=1.0, truncated=False, now=now)
+    speed.failed(1.0, 20)
+    whole = again = speed.snapshot(20)
+    for _ in range(2):
+        part = portion(again, 0.25)
+        again = merge(merge(part, part), merge(part, part))
+    for level in ("ttft", "per_token"):
+        assert msgspec.structs.astuple(getattr(again, level)) == pytest.approx(
+            msgspec.structs.astuple(getattr(whole, level))
+        )
+    assert again.ttft_tail.weights == pytest.approx(whole.ttft_tail.weights)
+    assert (again.failing, again.wasted_s, again.failed_at) == pytest.approx((whole.failing, whole.wasted_s, 20))
+
+
+def test_of_many_processes_together_no_more_is_kept_than_one_would_keep():
+    """A level that four have filled can be divided among four, and leaves one no more settled than its own would be."""
+    part = level_at(2.0, observations=1000).snapshot()
+    four = merge_levels(merge_levels(part, part), merge_levels(part, part))
+    assert four.weight == pytest.approx(4 * part.weight)
+    assert Level.restore(four).snapshot().weight == MEMORY
+    assert Level.restore(four).seen() == Level.restore(part).seen()
+
+
+def test_a_speed_is_known_from_the_first_attempt_on():
+    """What is expected of a model is not known of it; an answer is, and so is a failure alone."""
+    for seen in (lambda speed: speed.begun(1.0, 1.0), lambda speed: speed.failed(1.0, 1.0)):
+        speed = Speed(ttft_s=9.0)
+        assert not speed.known()
+        seen(speed)
+        assert speed.known()
 
 
 def test_only_quantiles_that_policies_may_name():

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,6 @@ from tests.servers.waiting import PATIENCE_S
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from tests.servers.client import Answer
 
@@ -66,6 +66,11 @@ class RelayProcess:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process that was started, not to its workers."""
         self.process.send_signal(number)
+
+    def workers(self) -> list[int]:
+        """The processes that it has started."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     async def exit_code(self) -> int:
         """Wait for its end; its log is complete then."""

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +22,7 @@ from tests.telemetry.logging_kept import logging_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.servers.upstream import Answerer
 
@@ -264,7 +264,7 @@ async def test_workers_add_up(folder: Path) -> None:
             assert len(served) == 20
             await running.until_metric(REQUESTS, 20)
             await running.until_metric("relay_workers", 2)
-            for victim in children(running.process.pid):
+            for victim in running.workers():
                 os.kill(victim, signal.SIGTERM)  # not SIGKILL: that may lose what was counted in the last second
             await running.logged("worker_died", 2, exit_code=0)
             await running.until_metric("relay_workers", 2)
@@ -282,7 +282,7 @@ async def test_a_replaced_worker_serves_what_last_held(folder: Path) -> None:
         await running.until_metric("relay_workers", 2)
         (folder / "policy.toml").write_text("nonsense")
         await running.logged("policy_refused", 2)
-        for victim in children(running.process.pid):
+        for victim in running.workers():
             os.kill(victim, signal.SIGKILL)
         await running.logged("worker_died", 2, exit_code=-signal.SIGKILL)
         (started,) = await running.logged("started")
@@ -299,11 +299,6 @@ async def test_workers_do_not_outlive_their_parent(folder: Path) -> None:
         await running.exit_code()
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 @pytest.mark.parametrize(("key", "status"), [((), 401), ((("authorization", "Bearer sixteen characters"),), 200)])
 async def test_the_admin_key_guards_the_metrics(folder: Path, key: tuple[tuple[str, str], ...], status: int) -> None:
     """With an admin key `/metrics` answers those who have it."""
@@ -318,6 +313,14 @@ def test_an_open_policy_stays_at_home(folder: Path) -> None:
     write(folder, "http://127.0.0.1:9/v1")
     with pytest.raises(ConfigurationError, match=r"is open .* 0\.0\.0\.0 is not a loopback .* RELAY_FORCE_OPEN"):
         serve(Settings(policy=folder, host="0.0.0.0", port=0))  # noqa: S104
+
+
+@pytest.mark.usefixtures("served_here")
+def test_state_that_cannot_be_kept_stops_the_start(folder: Path) -> None:
+    """Who asked for it is told what is wrong with the folder."""
+    write(folder, "http://127.0.0.1:9/v1")
+    with pytest.raises(ConfigurationError, match=r"cannot be kept in .*policy\.toml/state: Not a directory"):
+        serve(Settings(policy=folder, port=0, state=folder / "policy.toml" / "state"))
 
 
 @pytest.mark.usefixtures("served_here")
