@@ -44,6 +44,18 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     estimated: bool = False
 
 
+class Intent(NamedTuple):
+    """What a request is for.
+
+    Attributes:
+        label: one of `relay.intent.LABELS`, for example `summarize`.
+        confidence: how likely the label is right, from 0 to 1.
+    """
+
+    label: str
+    confidence: float
+
+
 class ChatRequest(msgspec.Struct, frozen=True):
     """A Chat Completions request, read but not rebuilt.
 

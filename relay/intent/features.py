@@ -1,0 +1,133 @@
+"""What in a request speaks of its intent, as a set of short strings.
+
+Most of them are words of the last user turn, cut to six letters, and pairs of neighbours: six letters fold
+"summarize", "summary" and "summarise" into one and suit any alphabetic language; scripts that put no spaces between
+words, and Hangul, whose endings vary, are read character by character. The system prompt's first words join them,
+because applications put the task there. Cues beginning with "#" say what words cannot: tools, schemas, images, turns.
+
+Reading is bounded: of a text only the first and last `WINDOW` characters, of a list only a few entries, so that a
+prompt of a million tokens costs what one of a hundred does. People put their request at the beginning or at the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from operator import add
+from typing import Any, Final
+
+WINDOW: Final = 200
+"""Characters read at each end of the user's text."""
+
+SYSTEM_WINDOW: Final = 150
+"""Characters read of the system prompt."""
+
+WORDS: Final = 100
+"""Words, or characters of scripts read by the character, kept of each end of what was read."""
+
+MOST: Final = 4 * WORDS + 10
+"""Features of any request, at most: words, pairs of them, cues."""
+
+_TURNS_READ = 16
+_PARTS_READ = 4
+_TOOLS_READ = 8
+_TOOL_CHARS = 100
+_MOST_SHARED = 4
+_FIRST_TURN = 2  # messages: a system prompt and a question
+_SYSTEM_ROLES = ("system", "developer")
+_JSON = ("json_object", "json_schema")
+_ATTACHMENTS = ("image_url", "input_audio", "file")
+_QUESTION_MARKS = frozenset("?\uff1f\u061f")
+
+# Thai to Lao, Myanmar, Khmer, kana, Han, Hangul. \x01 and \x02 mark where the user's text begins and ends.
+_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\x01\x02"
+# ASCII and Latin-1 punctuation, general punctuation, and that of CJK, fullwidth forms, Arabic and Devanagari. (\W will
+# not do: it holds the vowel signs of Indic scripts.)
+_BREAK = r"\s!-/:-@\[-`{-~\xa1-\xbf\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\u060c\u061b\u061f\u0964\u0965"
+_LETTER = f"[^{_BREAK}{_ALONE}]"
+_words = re.compile(f"[{_ALONE}]|(?<!{_LETTER}){_LETTER}{{1,6}}").findall
+_long_words = re.compile(f"(?<!{_LETTER}){_LETTER}{{4,6}}").findall
+
+
+def features(request: Mapping[str, Any]) -> set[str]:
+    """Read a Chat Completions body.
+
+    Whatever a provider might accept is read as far as it can be; the rest is passed over.
+
+    Args:
+        request: the body as decoded JSON.
+
+    Returns:
+        At most `MOST` strings of at most 14 characters.
+    """
+    messages = request.get("messages")
+    if not isinstance(messages, list | tuple):
+        messages = ()
+    system = _text(messages[0])[:SYSTEM_WINDOW] if messages and _role(messages[0]) in _SYSTEM_ROLES else ""
+    last = next((message for message in messages[: -_TURNS_READ - 1 : -1] if _role(message) == "user"), None)
+    user = _text(last)
+    text = f"{system}\x01{user}\x02".lower()
+    words = _words(text)
+    if len(words) > 2 * WORDS:
+        words = [*words[:WORDS], *words[-WORDS:]]
+    return {*words, *map(add, words, words[1:]), *_cues(request, messages, last, text)}
+
+
+def _cues(request: Mapping[str, Any], messages: Sequence[Any], last: object, text: str) -> list[str]:
+    """What is not in the words."""
+    cues = []
+    if not _QUESTION_MARKS.isdisjoint(text[-32:]):
+        cues.append("#question")
+    if "```" in text:
+        cues.append("#fence")
+    if len(messages) > _FIRST_TURN:
+        cues.append("#turns")
+    if messages and messages[-1] is not last:
+        cues.append("#pending")
+    if isinstance(last, Mapping) and not isinstance(last.get("content"), str):
+        kinds = [part.get("type") for part in _parts(last.get("content")) if isinstance(part, Mapping)]
+        cues += [f"#{kind}" for kind in _ATTACHMENTS if kind in kinds]
+    tools = request.get("tools") or request.get("functions")
+    if isinstance(tools, list | tuple):
+        cues.append(f"#tools{min(_words_shared(tools, text), _MOST_SHARED)}")
+    response_format = request.get("response_format")
+    if isinstance(response_format, Mapping) and response_format.get("type") in _JSON:
+        cues.append("#json")
+    return cues
+
+
+def _words_shared(tools: Sequence[Any], text: str) -> int:
+    """How many words of the text are in the names and descriptions of the tools, short ones left out."""
+    described = []
+    for tool in tools[:_TOOLS_READ]:
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if isinstance(function, Mapping):
+            texts = (function.get("name"), function.get("description"))
+            described += [text[:_TOOL_CHARS] for text in texts if isinstance(text, str)]
+    return len({*_long_words(" ".join(described).lower())}.intersection(_long_words(text)))
+
+
+def _role(message: object) -> object:
+    return message.get("role") if isinstance(message, Mapping) else None
+
+
+def _text(message: object) -> str:
+    """The beginning and the end of a message's text; images and the like have none."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, str):
+        content = "\n".join(_clip(text) for part in _parts(content) if isinstance(text := _part_text(part), str))
+    return _clip(content)
+
+
+def _parts(content: object) -> Sequence[Any]:
+    if not isinstance(content, list | tuple):
+        return ()
+    return content if len(content) <= 2 * _PARTS_READ else (*content[:_PARTS_READ], *content[-_PARTS_READ:])
+
+
+def _part_text(part: object) -> object:
+    return part.get("text") if isinstance(part, Mapping) else part
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= 2 * WINDOW else f"{text[:WINDOW]}\n{text[-WINDOW:]}"
