@@ -10,6 +10,7 @@ import random
 import re
 import secrets
 import sys
+import time
 from collections import Counter
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from relay import __version__
+from relay.budget_report import reported
 from relay.config import load_settings
 from relay.dialects import DIALECTS
 from relay.errors import ConfigurationError, Finding, RelayError, UnknownModel
@@ -34,6 +36,7 @@ from relay.policy.schema import NAME, PATTERN_WORDS
 from relay.replay import replay as decide_anew
 from relay.runtimes.policy_files import read_folder
 from relay.runtimes.prices import list_price
+from relay.runtimes.state_folder import read as read_state
 from relay.simulate import Relay as SimulatedRelay
 from relay.simulate import World, figures
 from relay.simulate import simulate as run_world
@@ -293,6 +296,75 @@ def replay(files: Sequence[BinaryIO], folder: Path, route_name: str | None, seed
     else:
         _print_replay(report, unreadable)
     sys.exit(1 if report.stranded else 0)
+
+
+@main.command(
+    epilog="\b\nExamples:\n"
+    "  relay budgets /var/lib/relay\n"
+    "  relay budgets --format json | jq '.answers[] | select(.key == \"team-a\")'\n\n"
+    "docs/budgets.md says what a cell is. A relay that runs may do so: its workers write what they know every minute.",
+)
+@click.argument("folder", metavar="[DIR]", type=_folder, required=False, envvar="RELAY_STATE")
+@click.option(
+    "--format", "shape", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to answer."
+)
+def budgets(folder: Path | None, *, shape: str) -> None:
+    """Say what was learned of lengths of answers, of hidden reasoning and of how models count prompts.
+
+    DIR is the folder that a relay was given as RELAY_STATE; without it, RELAY_STATE.
+    """
+    if folder is None:
+        raise click.UsageError("Missing argument '[DIR]': give the folder that a relay keeps its state in.")
+    try:
+        report = reported(read_state(folder).experience, time.time())
+    except ConfigurationError as error:
+        raise Refused(error) from None
+    if shape == "json":
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _print_budgets(report)
+
+
+SHOWN_CELLS = 40
+"""Cells that a table lists, those with most answers; JSON has them all."""
+
+BUDGET_TITLES = {
+    "answers": "Answers, tokens",
+    "reasoning": "Hidden reasoning, tokens",
+    "prompts": "Prompts, counted / estimated",
+}
+
+
+def _print_budgets(report: dict[str, Any]) -> None:
+    console = Console(highlight=False, markup=False)
+    for title, rows in ((BUDGET_TITLES[name], rows) for name, rows in report.items()):
+        if not rows:
+            console.print(f"{title}: nothing yet.\n")
+            continue
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for column in rows[0]:
+            table.add_column(column.replace("_", " "), overflow="fold")
+        for row in rows[:SHOWN_CELLS]:
+            table.add_row(*(_learned_cell(column, value) for column, value in row.items()))
+        console.print(table)
+        if len(rows) > SHOWN_CELLS:
+            console.print(f"And {len(rows) - SHOWN_CELLS:,} cells more; --format json lists them.\n")
+
+
+def _learned_cell(column: str, value: Any) -> str:
+    match value:
+        case None:
+            return "" if column in {"over_budget", "widening"} else "all"
+        case "":
+            return "none"
+        case str():
+            return value
+        case _ if column == "over_budget":
+            return f"{value:.1%}"
+        case _ if column in {"widening", "factor"}:
+            return f"x {value:.2f}"
+        case _:
+            return f"{value:,.0f}"
 
 
 SHOWN_STRANDED = 10

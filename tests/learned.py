@@ -44,9 +44,17 @@ def set_of(**tables: Any) -> Policy:
     return load({"test.toml": text}, ENVIRON)
 
 
-def teach(pupil: Pipeline, *, answers: int = 20, ttft_s: float = 2.0, tokens: int = 300, model: str = "first") -> None:
+def teach(
+    pupil: Pipeline,
+    *,
+    answers: int = 20,
+    ttft_s: float = 2.0,
+    tokens: int = 300,
+    model: str = "first",
+    key: str = HOME.key,
+) -> None:
     """Let a pipeline see that many answers of a model, all alike, and count their prompts."""
-    clock, place = pupil.clock, HOME._replace(model=model)
+    clock, place = pupil.clock, HOME._replace(model=model, key=key)
     for _ in range(answers):
         pupil.upstreams[model].begun(ttft_s, clock.now())
         budget = pupil.experience.budget(RULES, Request(100), place)

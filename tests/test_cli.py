@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from relay import __version__
-from relay.cli import main
+from relay.cli import SHOWN_CELLS, main
 from relay.config import Settings
+from relay.learned import Memory
 from relay.messages import AttemptRecord, Wants
+from relay.runtimes.state_folder import StateFolder
 from relay.telemetry.decisions import encode
+from tests.fakes import FakeClock
+from tests.learned import pipeline, teach
 from tests.servers.policies import ENVIRON, policy
 from tests.telemetry.logging_kept import logging_kept
 from tests.telemetry.records import record
@@ -298,6 +303,47 @@ def test_replay_finds_requests_that_nobody_serves(tmp_path) -> None:
     assert "and 2 more" in result.stdout
     assert len(json.loads(replay(tmp_path, log, "--route", "cheap", "--format", "json").stdout)["stranded"]) == 12
     assert "no such route" in replay(tmp_path, decided(tmp_path, route="gone")).stdout
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """The state folder of a relay that has learned something, more cells than a table shows."""
+    folder, pupil = tmp_path / "state", pipeline(FakeClock(wall=time.time()))
+    for number in range(SHOWN_CELLS):
+        teach(pupil, answers=1 + number, key=f"team-{number}")
+    kept = StateFolder(folder, 1)
+    kept.begin(("first",), time.time())
+    kept.leave(0, Memory(pupil, "").learned())
+    return folder
+
+
+def test_budgets_says_what_was_learned(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As JSON whole, as a table the largest cells, also while the relay runs; the folder may come from RELAY_STATE."""
+    shown = json.loads(relay("budgets", state, "--format", "json").stdout)
+    assert shown["answers"][0]["answers"] == pytest.approx(SHOWN_CELLS * (SHOWN_CELLS + 1) / 2, rel=1e-3)
+    assert shown["prompts"][0]["model"] == "first"
+    monkeypatch.setenv("RELAY_STATE", str(state))
+    monkeypatch.setenv("COLUMNS", "160")
+    table = relay("budgets").stdout
+    assert "Answers, tokens" in table
+    assert re.search(r"factual_qa +first +team-39 +f00d +40 +2\d\d ", table)
+    assert "team-0 " not in table
+    assert "cells more; --format json lists them" in table
+    assert "Hidden reasoning, tokens: nothing yet." in table
+    assert re.search(r"first +x 1\.\d\d ", table)
+
+
+def test_budgets_says_what_is_wrong(state: Path, tmp_path: Path) -> None:
+    """No folder is wrong usage; one without state, or with a damaged file, is a finding that says which and why."""
+    assert relay("budgets").exit_code == 2
+    empty = relay("budgets", tmp_path)
+    assert (empty.exit_code, "Nothing is kept in" in empty.stderr) == (1, True)
+    (state / "learned").write_bytes(b"\x00")
+    damaged = relay("budgets", state)
+    assert (damaged.exit_code, damaged.stderr) == (
+        1,
+        f"{state / 'learned'} cannot be used: it is damaged, or was not written by Relay.\n",
+    )
 
 
 def test_replay_says_what_is_wrong(tmp_path) -> None:

@@ -64,6 +64,9 @@ WIDENING_TOLERANCE = 1.5
 MAX_WIDENING = 3.0
 """Bound of the logarithm: a widened cell allows a twentieth of its share."""
 
+_KEPT = 0.99
+"""What an answer leaves of those before it in the share that was over budget: an average over about a hundred."""
+
 _REFRESH_AT = 0.05
 """Part of a cell's answers that are new since its belief was computed; then it is computed again."""
 
@@ -140,23 +143,29 @@ class CellSnapshot(msgspec.Struct, frozen=True, gc=False):
         cell: its name, as in `Place.cells`.
         lengths: what it counted.
         widening: logarithm of the factor on the share allowed over budget, 0 or below.
+        judged: budgets of it that were judged lately, some hundred at most.
+        over: those of them that were too small.
     """
 
     cell: tuple[str, ...]
     lengths: quantiles.Snapshot
     widening: float
+    judged: float
+    over: float
 
 
 class _Cell:
     """A sketch, and what follows from it and the wider cells."""
 
-    __slots__ = ("believed", "cuts", "news", "sketch", "slack", "widening")
+    __slots__ = ("believed", "cuts", "judged", "news", "over", "sketch", "slack", "widening")
 
-    def __init__(self, sketch: Sketch, believed: Distribution, widening: float = 0.0) -> None:
+    def __init__(self, sketch: Sketch, believed: Distribution) -> None:
         self.sketch = sketch
         self.believed = believed
         self.slack = 1.0
-        self.widening = widening
+        self.widening = 0.0
+        self.judged = 0.0
+        self.over = 0.0
         self.news = 0  # answers since `believed` and `slack` were computed
         self.cuts = 0  # answers that were cut
 
@@ -245,12 +254,17 @@ class Lengths:
         if cell is not None:
             step = WIDENING_STEP * (1.0 - over / (allowed * WIDENING_TOLERANCE))
             cell.widening = min(max(cell.widening + step, -MAX_WIDENING), 0.0)
+            cell.judged = cell.judged * _KEPT + 1.0
+            cell.over = cell.over * _KEPT + over
             if over:
                 cell.news = _STALE
 
     def snapshot(self, now: float) -> list[CellSnapshot]:
         """All cells, the least recently used first."""
-        return [CellSnapshot(name, cell.sketch.snapshot(now), cell.widening) for name, cell in self._cells.items()]
+        return [
+            CellSnapshot(name, cell.sketch.snapshot(now), cell.widening, cell.judged, cell.over)
+            for name, cell in self._cells.items()
+        ]
 
     def restore(self, cells: Iterable[CellSnapshot], now: float) -> None:
         """Take cells in, in place of those of the same names; if there are too many, the last ones stay.
@@ -264,7 +278,7 @@ class Lengths:
                 raise ValueError(f"cells of {old.lengths.relative_error} relative error, not {RELATIVE_ERROR}")
             cell = self._enter(old.cell)
             cell.sketch = Sketch.restore(msgspec.structs.replace(old.lengths, half_life_s=self._half_life_s))
-            cell.widening = old.widening
+            cell.widening, cell.judged, cell.over = old.widening, old.judged, old.over
         for old in restored:  # a second pass: what a cell believes depends on others, and slack on all of them
             self._believe(old.cell, now)
 
@@ -339,15 +353,25 @@ def merge(a: Iterable[CellSnapshot], b: Iterable[CellSnapshot]) -> list[CellSnap
     for new in b:
         old = cells.get(new.cell)
         if old is not None:
-            lengths = quantiles.merge(old.lengths, new.lengths)
-            new = CellSnapshot(new.cell, lengths, min(old.widening, new.widening))  # noqa: PLW2901
+            new = CellSnapshot(  # noqa: PLW2901
+                cell=new.cell,
+                lengths=quantiles.merge(old.lengths, new.lengths),
+                widening=min(old.widening, new.widening),
+                judged=old.judged + new.judged,
+                over=old.over + new.over,
+            )
         cells[new.cell] = new
     return sorted(cells.values(), key=lambda cell: sum(cell.lengths.weights.values()))
 
 
 def portion(cells: Iterable[CellSnapshot], share: float) -> list[CellSnapshot]:
     """A share of every cell's answers, see `quantiles.portion`. How far cells are widened is no count."""
-    return [msgspec.structs.replace(old, lengths=quantiles.portion(old.lengths, share)) for old in cells]
+    return [
+        CellSnapshot(
+            old.cell, quantiles.portion(old.lengths, share), old.widening, old.judged * share, old.over * share
+        )
+        for old in cells
+    ]
 
 
 def living(cells: Iterable[CellSnapshot], now: float) -> list[CellSnapshot]:

@@ -185,6 +185,7 @@ def test_shares_of_experience_are_together_what_it_was() -> None:
             assert cells[cell.cell].lengths.weights == pytest.approx(cell.lengths.weights)
             assert cells[cell.cell].lengths.total == pytest.approx(cell.lengths.total)
             assert cells[cell.cell].widening == cell.widening
+            assert (cells[cell.cell].judged, cells[cell.cell].over) == pytest.approx((cell.judged, cell.over))
     assert again.prompts["thinker"] == pytest.approx(whole.prompts["thinker"])
 
 
