@@ -128,6 +128,11 @@ def main() -> None:
 )
 @click.option("--decision-log-files", type=click.IntRange(1, 1000), help="Full ones that are kept.  [default: 4]")
 @click.option(
+    "--decision-sample",
+    type=click.FloatRange(0, 1),
+    help="Share of requests whose decision goes to the log.  [default: 0]",
+)
+@click.option(
     "--force-open/--no-force-open",
     default=None,
     help="Serve a policy that needs no keys on an address that is not loopback.",

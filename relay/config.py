@@ -39,6 +39,7 @@ class Settings(BaseSettings):
         decision_log: file that decisions are written to, for `relay replay`; unset writes none.
         decision_log_bytes: a file of them that is larger makes room for a fresh one.
         decision_log_files: full ones that are kept, per worker.
+        decision_sample: share of requests whose decision goes to the log.
         admin_key: `/metrics` wants it as a bearer token; unset leaves `/metrics` open.
     """
 
@@ -60,6 +61,7 @@ class Settings(BaseSettings):
         default=67_108_864, ge=65_536, le=2**40, description="bytes, from 65536 to 1099511627776"
     )
     decision_log_files: int = Field(default=4, ge=1, le=1000, description="an integer from 1 to 1000")
+    decision_sample: float = Field(default=0.0, ge=0, le=1, description="a share, from 0 to 1")
     admin_key: SecretStr | None = Field(default=None, min_length=16, description="a secret of at least 16 characters")
 
     @field_validator("log_level", "log_format", "store", mode="before")

@@ -1,11 +1,15 @@
-"""A decision as plain values, for people and programs that ask why."""
+"""A decision as plain values, for people and programs that ask why, and for the log, which asks now and then."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 if TYPE_CHECKING:
-    from relay.messages import Decision, Wants, Weighed
+    from relay.messages import Decision, RequestRecord, Wants, Weighed
+
+_log = logging.getLogger("relay.decisions")
 
 
 def explained(decision: Decision, wants: Wants) -> dict[str, Any]:
@@ -27,6 +31,26 @@ def explained(decision: Decision, wants: Wants) -> dict[str, Any]:
         },
         "candidates": [_candidate(weighed) for weighed in decision.candidates],
     }
+
+
+class DecisionSample:
+    """Logs the decisions of a share of requests. An observer of the pipeline.
+
+    Which requests these are follows from their ids alone, so that several relays that are given one id agree.
+
+    Args:
+        share: of requests, from 0 to 1.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._below = share * 2.0**32
+
+    def record(self, record: RequestRecord) -> None:
+        """Log the decision of a finished request, if it is one of the share and there was something to decide."""
+        if record.decision is not None and record.wants is not None and crc32(record.id.encode()) < self._below:
+            fields = {"id": record.id, **explained(record.decision, record.wants)}
+            first = record.decision.order[0] if record.decision.order else "nobody"
+            _log.info("%s was to be asked first", first, extra={"event": "decision", "fields": fields})
 
 
 def _candidate(weighed: Weighed) -> dict[str, Any]:

@@ -36,6 +36,7 @@ def test_defaults_serve_on_loopback() -> None:
         "decision_log": None,
         "decision_log_bytes": 67_108_864,
         "decision_log_files": 4,
+        "decision_sample": 0.0,
         "admin_key": None,
     }
     assert findings == []

@@ -30,6 +30,7 @@ from relay import __version__
 from relay.app import create_app
 from relay.clock import LoopClock
 from relay.errors import ConfigurationError
+from relay.explain import DecisionSample
 from relay.learned import Memory
 from relay.pipeline import Pipeline
 from relay.policy.load import load
@@ -228,11 +229,12 @@ async def _serve(
         colour=sys.stdout.isatty(),
     )
     decisions = _decision_log(settings, clock, None if run_folder is None else slot)
+    samples = (DecisionSample(settings.decision_sample),) if settings.decision_sample else ()
     pipeline = Pipeline(
         load(files, os.environ, price_of=list_price),
         transport=Split(SocketsTransport(clock=clock), lambda: HttpTransport(clock=clock)),
         store=MemoryStore(),
-        observers=(metrics, events, *decisions),
+        observers=(metrics, events, *decisions, *samples),
         clock=clock,
         rng=random.Random(),  # noqa: S311 - draws waits and request ids, no secrets
     )

@@ -113,6 +113,21 @@ def written_to(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.glob("*.jsonl")}
 
 
+async def test_decisions_go_to_the_log_if_asked_for(folder: Path) -> None:
+    """With a share of 1 each decision has a line, found by the request's id; by default none has."""
+    async with Upstream(always(send(whole(completion())))) as upstream:
+        routes = [{"name": "auto", "candidates": ["first", "second"], "objective": {"ttft": 1, "explore": 0}}]
+        write(folder, upstream.base_url, upstream.base_url, routes=routes)
+        for flags, lines in ((("--decision-sample", "1"), 1), ((), 0)):
+            async with relay(folder, *flags) as running:
+                await ask(running.port, post(request_body()))
+                (served,) = await running.logged("request")
+                running.signal(signal.SIGTERM)
+                assert await running.exit_code() == 0
+            decisions = [line for line in running.lines if line["event"] == "decision"]
+            assert [(line["id"], line["order"][0]) for line in decisions] == [(served["id"], served["model"])] * lines
+
+
 async def test_a_decision_log_that_cannot_be_written_keeps_it_from_starting(folder: Path) -> None:
     """Who asked for a record learns at once that there will be none."""
     write(folder, "http://127.0.0.1:9/v1")
