@@ -25,6 +25,7 @@ from relay.errors import (
     UpstreamRefused,
     UpstreamTruncated,
 )
+from relay.messages import Budget
 from relay.policy.compiled import Model
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ class Trial(msgspec.Struct, frozen=True, gc=False):
         probe: it is the one request that a half-open breaker let through.
         started_at: seconds on the pipeline's clock.
         hedge: it runs beside another one.
+        budget: what its answer may take; None if the policy sets no budgets.
     """
 
     model: Model
@@ -96,6 +98,7 @@ class Trial(msgspec.Struct, frozen=True, gc=False):
     probe: bool
     started_at: float
     hedge: bool = False
+    budget: Budget | None = None
 
 
 class Attempt:

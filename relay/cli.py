@@ -29,6 +29,7 @@ from relay.config import load_settings
 from relay.dialects import DIALECTS
 from relay.errors import ConfigurationError, Finding, RelayError, UnknownModel
 from relay.explain import explained
+from relay.limits.experience import Experience
 from relay.policy import load
 from relay.policy.decide import Chooser
 from relay.policy.json_schema import json_schema
@@ -40,6 +41,7 @@ from relay.runtimes.state_folder import read as read_state
 from relay.simulate import Relay as SimulatedRelay
 from relay.simulate import World, figures
 from relay.simulate import simulate as run_world
+from relay.sizing import Sizer
 from relay.telemetry.decisions import decode
 from relay.upstreams import Upstream
 from relay.wants import wants_of
@@ -436,7 +438,9 @@ def _explained(
     if route is None:
         raise UnknownModel(f"No route of the policy serves the model {request.model!r}.")
     upstreams = {model.name: Upstream(model.expected, watched=True) for model in route.candidates}
-    wants = wants_of(request, route, dialect, headers, key)
+    sizer = None if policy.intents is None else Sizer(policy.intents, Experience())
+    sizing = None if sizer is None else sizer.size(request, dialect, key.name if key else "")
+    wants = wants_of(request, route, dialect, headers, key, sizing)
     return explained(Chooser(route, upstreams).decide(wants, 0.0, rng), wants)
 
 

@@ -60,7 +60,7 @@ from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
 from relay.wire.splice import depth
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from relay.client import Client
     from relay.dialects.base import Dialect
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from relay.pipeline import Pipeline
     from relay.policy.compiled import Model, Provider, Route
     from relay.served import Served
+    from relay.sizing import Sizing
     from relay.upstreams import Upstream
 
 LINGER_S = 2.0
@@ -132,6 +133,7 @@ class Exchange:
         "_route",
         "_running",
         "_served",
+        "_sizing",
         "_sleeping",
         "_status",
         "_wall",
@@ -160,6 +162,7 @@ class Exchange:
         self._begun = 0  # attempts so far
         self._attempts: list[AttemptRecord] = []
         self._status = 0  # of the answer; 0 until its head is sent
+        self._sizing: Sizing | None = None  # where the policy tells intents or sets budgets
         self._wants: Wants | None = None  # where there was something to decide
         self._decision: Decision | None = None
         self._deadline = inf
@@ -209,7 +212,8 @@ class Exchange:
         request = self._read(body)
         route = self._find_route(request)
         chooser = Chooser(route, self._served.upstreams)  # of its own: explorations are for requests that are sent
-        self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key)
+        self._sizing = self._size(request)
+        self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key, self._sizing)
         return chooser.decide(self._wants, self._pipeline.clock.now(), self._pipeline.rng), self._wants
 
     def refuse(self, error: RelayError) -> None:
@@ -332,18 +336,22 @@ class Exchange:
     async def _serve(self, body: bytes) -> None:
         request = self._request = self._read(body)
         route = self._route = self._find_route(request)
-        self._lease = await self._reserve(request, route)
+        self._sizing = self._size(request)
+        planned, left_out = self._plan(request, route, self._pipeline.clock.now())
+        first = self._served.policy.models[planned[0].model] if planned else route.candidates[0]
+        self._lease = await self._reserve(request, route, first)
         self._check_ending()
-        await self._try_candidates(request, route)
+        await self._try_candidates(request, route, planned, left_out)
 
     def _read(self, body: bytes) -> ChatRequest:
         limits = self._served.policy.requests
         if len(body) > limits.max_body_bytes:
             raise body_too_large(limits.max_body_bytes)
         request = self.dialect.parse_request(body)
-        if request.messages > limits.max_messages:
+        messages = len(request.turns)
+        if messages > limits.max_messages:
             raise InvalidRequest(
-                f"The request has {request.messages} messages; {limits.max_messages} are allowed.", param="messages"
+                f"The request has {messages} messages; {limits.max_messages} are allowed.", param="messages"
             )
         brackets = body.count(b"[") + body.count(b"{")
         if brackets > limits.max_json_depth and depth(body) > limits.max_json_depth:
@@ -360,16 +368,29 @@ class Exchange:
             raise PermissionDenied(f"The key {key.name!r} may not use {route.name!r}.", param="model")
         return route
 
-    async def _reserve(self, request: ChatRequest, route: Route) -> Lease | None:
-        """Take prompt and answer from the key's limits before anything is sent."""
-        key = self.head.key
+    def _size(self, request: ChatRequest) -> Sizing | None:
+        """What the request is after, and how much it may take."""
+        sizer, key = self._served.sizer, self.head.key
+        return None if sizer is None else sizer.size(request, self.dialect, key.name if key else "")
+
+    async def _reserve(self, request: ChatRequest, route: Route, first: Model) -> Lease | None:
+        """Take prompt and answer from the key's limits before anything is sent.
+
+        What is taken is what the first model to be asked may use; what any other one uses more is settled at the end.
+        """
+        key, sizing = self.head.key, self._sizing
         if key is None or key.limits == _NO_LIMITS:
             return None
-        answer = ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
+        budget = sizing.budget(first) if sizing else None
+        if sizing and budget and budget.source != "off":
+            tokens = sizing.prompt_tokens(first.name) + max(0, budget.reserve)
+        else:
+            answer = ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
+            tokens = len(request.body) // BYTES_PER_TOKEN + max(0, answer) * request.choices
         ask = Ask(
             key=key.name,
             limits=key.limits,
-            tokens=len(request.body) // BYTES_PER_TOKEN + max(0, answer) * request.choices,
+            tokens=tokens,
             ttl_s=max(model.timeouts.total_s for model in route.candidates) + LEASE_MARGIN_S,
         )
         verdict = await self._pipeline.store.reserve(ask, self._pipeline.clock.now())
@@ -380,8 +401,16 @@ class Exchange:
             )
         return verdict
 
-    async def _try_candidates(self, request: ChatRequest, route: Route) -> None:
+    async def _try_candidates(
+        self, request: ChatRequest, route: Route, planned_attempts: Sequence[Planned], left_out: Mapping[str, str]
+    ) -> None:
         """One attempt after the other until one has an answer.
+
+        Args:
+            request: what is asked.
+            route: its route.
+            planned_attempts: whom to ask, in which order.
+            left_out: who is not in there, and why.
 
         Raises:
             RelayError: none has; the last failure, or why nothing was tried.
@@ -389,7 +418,6 @@ class Exchange:
         served, pipeline = self._served, self._pipeline
         retries = served.policy.retries
         now = pipeline.clock.now()
-        planned_attempts, left_out = self._plan(request, route, now)
         failure: RelayError | None = None
         too_small: list[Model] = []  # for this prompt
         queue = list(planned_attempts)
@@ -451,12 +479,14 @@ class Exchange:
             decision = self._decide(request, route, chooser or Chooser(route, served.upstreams), now)
             left_out = dict(decision.left_out)
             order = decision.order or served.worth_waiting_for(route, left_out, now)
+            # The tier is what an intent wants, and an intent is a guess: candidates below it are the last resort.
+            order += tuple(name for name, reason in left_out.items() if reason == "tier")
             return schedule(order, attempts=route.attempts, retries=retries), left_out
         unavailable = served.unavailable(route, now)
         return served.plan(route, unavailable).attempts, unavailable
 
     def _decide(self, request: ChatRequest, route: Route, chooser: Chooser, now: float) -> Decision:
-        self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key)
+        self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key, self._sizing)
         self._decision = chooser.decide(self._wants, now, self._pipeline.rng)
         return self._decision
 
@@ -469,7 +499,9 @@ class Exchange:
         tokens = self._wants.prompt_tokens + self._wants.output_tokens if self._wants else 0.0
         self._begun += 1
         probe = self._served.upstreams[model.name].start(now, tokens)
-        trial = Trial(model, self._begun, probe, now, hedge=hedge)
+        sizing = self._sizing
+        budget = sizing.budget(model) if sizing else None
+        trial = Trial(model, self._begun, probe, now, hedge=hedge, budget=budget)
         ended: asyncio.Future[RelayError | None] = asyncio.get_running_loop().create_future()
         attempt: Attempt
         if request.stream:
@@ -481,7 +513,11 @@ class Exchange:
         if not hedge:
             self._attempt = attempt
         body = self.dialect.encode_request(
-            request, model=model.upstream, max_tokens_field=model.max_tokens_field, ask_usage=provider.ask_usage
+            request,
+            model=model.upstream,
+            max_tokens_field=model.max_tokens_field,
+            ask_usage=provider.ask_usage,
+            shape=sizing.shape(model) if sizing else None,
         )
         endpoint = self._served.endpoints[provider.name]
         attempt.call = pipeline.transport.send(UpstreamRequest(endpoint, self._forwarded(provider), body), attempt)

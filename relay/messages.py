@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -26,6 +26,37 @@ class Outcome(StrEnum):
     RELAY_ERROR = "relay_error"
 
 
+IntentLabel = Literal[
+    "classify_extract",
+    "factual_qa",
+    "explain_advise",
+    "summarize",
+    "translate_rewrite",
+    "code",
+    "math_reasoning",
+    "creative",
+    "brainstorm_plan",
+    "chat_roleplay",
+    "tool_use",
+    "longform",
+]
+
+INTENTS: tuple[str, ...] = get_args(IntentLabel)
+"""What a request can be for; docs/intent.md says what each means."""
+
+
+class Intent(NamedTuple):
+    """What a request is for.
+
+    Attributes:
+        label: one of `INTENTS`, for example `summarize`.
+        confidence: how likely the label is right, from 0 to 1.
+    """
+
+    label: str
+    confidence: float
+
+
 class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens of one request, as the upstream counted them.
 
@@ -44,18 +75,6 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     estimated: bool = False
 
 
-class Intent(NamedTuple):
-    """What a request is for.
-
-    Attributes:
-        label: one of `relay.intent.LABELS`, for example `summarize`.
-        confidence: how likely the label is right, from 0 to 1.
-    """
-
-    label: str
-    confidence: float
-
-
 class ChatRequest(msgspec.Struct, frozen=True):
     """A Chat Completions request, read but not rebuilt.
 
@@ -67,7 +86,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
         wants_usage: the client itself asked for the usage chunk.
         max_tokens: the client's limit on the answer, under either of its two names; None if it set none.
         choices: how many answers were asked for (`n`).
-        messages: how many messages the conversation has.
+        turns: messages of the conversation, as raw JSON views into `body`.
     """
 
     body: bytes
@@ -77,7 +96,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     wants_usage: bool
     max_tokens: int | None
     choices: int
-    messages: int
+    turns: list[msgspec.Raw]
 
 
 class Origin(NamedTuple):
@@ -268,6 +287,38 @@ class Budget(msgspec.Struct, frozen=True, gc=False):
     cell: tuple[str, ...] = ()
     quantile: float = 1.0
     allowed: float = 1.0
+
+
+class Reasoning(msgspec.Struct, frozen=True, gc=False):
+    """What a client itself says of hidden reasoning.
+
+    Attributes:
+        effort: the word it used; None if it used none.
+        tokens: what it set aside for reasoning within its limit; 0 if it named no number.
+    """
+
+    effort: str | None = None
+    tokens: int = 0
+
+
+class Shape(msgspec.Struct, frozen=True, gc=False):
+    """What the policy sets in a request for one model; None leaves a part as the client wrote it.
+
+    Attributes:
+        limit: of the answer, tokens.
+        effort: reasoning effort.
+        effort_field: how the model's provider takes it: `reasoning_effort`, `thinking` or `thinking_config`.
+        thinking_tokens: what the effort is in tokens, for providers that want a number.
+        verbosity: how wordy the answer shall be.
+        steering: a text to put at the end of the system prompt.
+    """
+
+    limit: int | None = None
+    effort: str | None = None
+    effort_field: str = "reasoning_effort"
+    thinking_tokens: int = 0
+    verbosity: str | None = None
+    steering: str | None = None
 
 
 class Attempt(msgspec.Struct, frozen=True, gc=False):

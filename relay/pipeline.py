@@ -103,7 +103,7 @@ class Pipeline:
         self.ledgers = {
             route.name: self.ledgers.get(route.name) or Ledger() for route in policy.routes if route.hedge is not None
         }
-        self._served = Served(policy, self.upstreams, self.ledgers)
+        self._served = Served(policy, self.upstreams, self.ledgers, self.experience)
 
     def open(self, client: Client, head: Head) -> Exchange:
         """Begin a request whose headers have arrived."""

@@ -9,11 +9,13 @@ from relay import __version__
 from relay.dialects import DIALECTS
 from relay.messages import Endpoint, Origin, Plan
 from relay.policy.decide import Chooser, plan
+from relay.sizing import Sizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from relay.head import Head
+    from relay.limits.experience import Experience
     from relay.limits.hedging import Ledger
     from relay.policy.compiled import Key, Policy, Provider, Route
     from relay.upstreams import Upstream
@@ -28,6 +30,7 @@ class Served:
         ledgers: what routes that hedge have spent, by name.
         prices: of the candidates of routes that hedge, by route and model name.
         choosers: who decides, by name of those routes that leave something to decide.
+        sizer: tells intents and sets budgets; None if the policy wants neither.
         endpoints: where each provider answers chat requests, by provider name.
         forwarded: names of the client's headers that each provider may see, by provider name.
         heads: of requests that were admitted, see `Pipeline.heads`.
@@ -44,10 +47,17 @@ class Served:
         "ledgers",
         "policy",
         "prices",
+        "sizer",
         "upstreams",
     )
 
-    def __init__(self, policy: Policy, upstreams: Mapping[str, Upstream], ledgers: Mapping[str, Ledger]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        upstreams: Mapping[str, Upstream],
+        ledgers: Mapping[str, Ledger],
+        experience: Experience,
+    ) -> None:
         self.policy = policy
         self.upstreams = upstreams
         self.ledgers = ledgers
@@ -56,7 +66,13 @@ class Served:
             for route in policy.routes
             if route.hedge is not None
         }
-        self.choosers = {route.name: Chooser(route, upstreams) for route in policy.routes if route.judged}
+        intents = policy.intents
+        self.sizer = None if intents is None else Sizer(intents, experience)
+        self.choosers = {
+            route.name: Chooser(route, upstreams)
+            for route in policy.routes
+            if route.judged or (intents is not None and intents.judges(route))
+        }
         self.endpoints = {name: chat_endpoint(provider) for name, provider in policy.providers.items()}
         self.forwarded = {
             name: frozenset(header.encode("ascii") for header in provider.forward_headers)

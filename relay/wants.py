@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from relay.dialects.base import Dialect
     from relay.messages import ChatRequest
     from relay.policy.compiled import Key, Route
+    from relay.sizing import Sizing
 
 PREFER = b"x-relay-prefer"
 """Header by which a client says what matters to it."""
@@ -29,22 +30,37 @@ SHOWN = 80
 
 
 def wants_of(
-    request: ChatRequest, route: Route, dialect: Dialect, headers: Mapping[bytes, bytes], key: Key | None
+    request: ChatRequest,
+    route: Route,
+    dialect: Dialect,
+    headers: Mapping[bytes, bytes],
+    key: Key | None,
+    sizing: Sizing | None,
 ) -> Wants:
     """What a request asks of the candidates of its route; only what matters to one of them is looked at.
+
+    Sizes are as the first candidate would have them. The tier that an intent wants is a guess, so it is never above the
+    best one there is, and nothing to somebody who says what to prefer.
 
     Raises:
         PermissionDenied: it says what it prefers, and its key may not.
         InvalidRequest: what it says it prefers is nothing that can be preferred.
     """
-    output_tokens = min(request.max_tokens or USUAL_ANSWER_TOKENS, USUAL_ANSWER_TOKENS)
+    preference = _preference(route, headers, key) if PREFER in headers else ""
+    first = route.candidates[0].name
+    if sizing is None:
+        prompt_tokens = len(request.body) // BYTES_PER_TOKEN
+        output_tokens = float(min(request.max_tokens or USUAL_ANSWER_TOKENS, USUAL_ANSWER_TOKENS) * request.choices)
+    else:
+        prompt_tokens, output_tokens = sizing.prompt_tokens(first), sizing.output_tokens(first)
     return Wants(
         features=dialect.features(request) if route.wants_features else frozenset(),
-        prompt_tokens=len(request.body) // BYTES_PER_TOKEN,
-        output_tokens=output_tokens * request.choices,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
         limit_tokens=request.max_tokens or 0,
+        min_tier=min(sizing.rules.min_tier, route.best_tier) if sizing and not preference else 0,
         prefixes=dialect.prefixes(request) if route.wants_prefixes else (),
-        prefer=_preference(route, headers, key) if PREFER in headers else "",
+        prefer=preference,
     )
 
 

@@ -10,7 +10,8 @@ from relay.messages import Usage
 
 if TYPE_CHECKING:
     from relay.errors import RelayError, UpstreamFailure, UpstreamRefused
-    from relay.messages import ChatRequest, Headers
+    from relay.messages import ChatRequest, Headers, Reasoning, Shape
+    from relay.wire.gist import Gist
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -74,10 +75,12 @@ class Dialect(Protocol):
     Attributes:
         name: as policies call it.
         chat_path: below the provider's base URL.
+        continues: an answer that was cut can be gone on with.
     """
 
     name: str
     chat_path: str
+    continues: bool
 
     def auth_headers(self, api_key: str | None) -> tuple[tuple[bytes, bytes], ...]:
         """Headers that carry the provider's credentials."""
@@ -95,10 +98,39 @@ class Dialect(Protocol):
     def prefixes(self, request: ChatRequest) -> tuple[tuple[bytes, int], ...]:
         """Fingerprints and tokens of the prompt's beginnings, see `relay.wire.prefixes`."""
 
+    def gist(self, request: ChatRequest) -> Gist:
+        """The bounded part of a request that tells what it is after."""
+
+    def texts(self, request: ChatRequest) -> tuple[list[bytes], int]:
+        """Pieces of text that a model reads, as they stand between the quotes of JSON, and the number of images."""
+
+    def reasoning(self, request: ChatRequest) -> Reasoning | None:
+        """What the client says of hidden reasoning; None if it leaves that open."""
+
+    def extendable(self, request: ChatRequest) -> bool:
+        """Whether an answer that meets its limit can be continued: it is one text, no tool call and no JSON."""
+
+    def takes_effort(self, request: ChatRequest, effort_field: str) -> bool:
+        """Whether an effort may be set in that field: the client left it open, and sent nothing that rules it out."""
+
     def encode_request(
-        self, request: ChatRequest, *, model: str, max_tokens_field: str | None, ask_usage: bool
+        self,
+        request: ChatRequest,
+        *,
+        model: str,
+        max_tokens_field: str | None,
+        ask_usage: bool,
+        shape: Shape | None = None,
     ) -> bytes:
-        """The body for an upstream that calls the model `model`; a stream is asked for usage if `ask_usage`."""
+        """The body for an upstream that calls the model `model`.
+
+        Args:
+            request: the client's.
+            model: as the upstream calls it.
+            max_tokens_field: the name under which it takes the answer's limit; None leaves the client's.
+            ask_usage: ask a stream for its usage.
+            shape: what else to set; None leaves everything else as it came.
+        """
 
     def stream_reader(self, *, choices: int, hide_usage: bool) -> StreamReader:
         """A reader for one attempt's stream of `choices` answers."""

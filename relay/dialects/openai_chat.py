@@ -22,7 +22,8 @@ from relay.errors import (
     UpstreamRefused,
     UpstreamTruncated,
 )
-from relay.messages import ChatRequest, Headers, Usage
+from relay.messages import ChatRequest, Headers, Reasoning, Shape, Usage
+from relay.wire.gist import Gist, gist
 from relay.wire.prefixes import prefixes
 from relay.wire.retry_after import retry_after_s
 from relay.wire.splice import read_object, splice
@@ -97,6 +98,18 @@ class _Usage(msgspec.Struct, gc=False):
     prompt_cache_hit_tokens: int | None = None  # DeepSeek
 
 
+class _Turn(msgspec.Struct, gc=False):
+    """What a model reads of a message."""
+
+    content: msgspec.Raw = _NOTHING
+    tool_calls: msgspec.Raw = _NOTHING
+
+
+class _Part(msgspec.Struct, gc=False):
+    type: str | None = None
+    text: msgspec.Raw = _NOTHING
+
+
 class _StreamOptions(msgspec.Struct, gc=False):
     include_usage: bool | None = None
 
@@ -113,6 +126,31 @@ class _Head(msgspec.Struct, gc=False):
     n: int | None = None
 
 
+class _Thinking(msgspec.Struct, gc=False):
+    """What OpenRouter's `reasoning`, Anthropic's `thinking` and Gemini's `extra_body` say."""
+
+    type: str | None = None
+    effort: str | None = None
+    thinking_level: str | None = None
+    max_tokens: int | None = None
+    budget_tokens: int | None = None
+    thinking_budget: int | None = None
+    google: _Google | None = None
+
+    def said(self) -> Reasoning:
+        """The effort in a word, the tokens as a number, as far as they are there."""
+        inner = self.google and self.google.thinking_config
+        if inner:
+            return inner.said()
+        tokens = max(self.max_tokens or 0, self.budget_tokens or 0, self.thinking_budget or 0)
+        effort = self.effort or (self.thinking_level and self.thinking_level.lower())
+        return Reasoning("none" if self.type == "disabled" or self.thinking_budget == 0 else effort, tokens)
+
+
+class _Google(msgspec.Struct, gc=False):
+    thinking_config: _Thinking | None = None
+
+
 _FEATURE_FIELDS = {
     "tools": "tools",
     "functions": "tools",
@@ -121,6 +159,9 @@ _FEATURE_FIELDS = {
     "audio": "audio",
 }
 """Top-level fields that are a feature by being there."""
+_REASONING_FIELDS = ("reasoning_effort", "reasoning", "thinking", "extra_body")
+"""Where clients speak of hidden reasoning."""
+_RULES_THINKING_OUT = {"temperature", "top_p", "tools", "tool_choice"}
 _UNUSED = (b"", b"null", b"[]", b'"none"')
 _IMAGE_PART = re.compile(rb'"type"\s*:\s*"image_url"')
 _AUDIO_PART = re.compile(rb'"type"\s*:\s*"input_audio"')
@@ -128,6 +169,9 @@ _AT_FIELD = re.compile(r"(?:at `\$\.|required field `)(\w+)")
 _read_head = msgspec.json.Decoder(_Head).decode
 _read_body = msgspec.json.Decoder(_Body).decode
 _read_bodies = msgspec.json.Decoder(list[_Body]).decode
+_read_turn = msgspec.json.Decoder(_Turn).decode
+_read_parts = msgspec.json.Decoder(list[_Part]).decode
+_read_thinking = msgspec.json.Decoder(str | _Thinking | None).decode
 _read_usage = msgspec.json.Decoder(_Usage).decode
 
 
@@ -136,6 +180,7 @@ class OpenAIChat:
 
     name = "openai"
     chat_path = "/chat/completions"
+    continues = False
 
     def auth_headers(self, api_key: str | None) -> tuple[tuple[bytes, bytes], ...]:
         """A bearer token."""
@@ -161,7 +206,7 @@ class OpenAIChat:
             wants_usage=bool(head.stream_options and head.stream_options.include_usage),
             max_tokens=head.max_tokens if head.max_completion_tokens is None else head.max_completion_tokens,
             choices=head.n or 1,
-            messages=len(head.messages),
+            turns=head.messages,
         )
 
     def features(self, request: ChatRequest) -> frozenset[str]:
@@ -187,21 +232,80 @@ class OpenAIChat:
         """Of the messages, behind the tools: in this order providers read and cache them."""
         return prefixes(bytes(request.fields["messages"]), bytes(request.fields.get("tools", b"")))
 
+    def gist(self, request: ChatRequest) -> Gist:
+        """See `relay.wire.gist`."""
+        return gist(request.turns, request.fields)
+
+    def texts(self, request: ChatRequest) -> tuple[list[bytes], int]:
+        """Contents, tool calls and tool definitions. Of what is neither text nor an image nothing is known."""
+        texts, images = [], 0
+        for raw in request.turns:
+            try:
+                turn = _read_turn(raw)
+                content = bytes(turn.content)
+                if content.startswith(b"["):
+                    parts = _read_parts(content)
+                    images += sum(part.type == "image_url" for part in parts)
+                    texts += [bytes(part.text)[1:-1] for part in parts]
+                elif content.startswith(b'"'):
+                    texts.append(content[1:-1])
+                texts.append(bytes(turn.tool_calls))
+            except msgspec.ValidationError:
+                continue  # odd messages are the upstream's to judge
+        texts += [bytes(request.fields[name]) for name in ("tools", "functions") if name in request.fields]
+        return texts, images
+
+    def reasoning(self, request: ChatRequest) -> Reasoning | None:
+        """In the fields of OpenAI, OpenRouter, Anthropic and Gemini; what cannot be read there says nothing."""
+        for name in _REASONING_FIELDS:
+            if name in request.fields:
+                try:
+                    read = _read_thinking(request.fields[name])
+                except (msgspec.DecodeError, UnicodeDecodeError):
+                    continue
+                said = Reasoning(read) if isinstance(read, str) else read.said() if read else None
+                if said and (said.effort or said.tokens):
+                    return said
+        return None
+
+    def extendable(self, request: ChatRequest) -> bool:
+        """Of several answers, tool calls, JSON and sound none can be taken up in the middle."""
+        if not self.continues or request.choices > 1:
+            return False
+        fields = request.fields
+        if any(bytes(fields.get(name, b"")) not in _UNUSED for name in ("tools", "functions", "audio")):
+            return False
+        return b'"json' not in bytes(fields.get("response_format", b""))
+
+    def takes_effort(self, request: ChatRequest, effort_field: str) -> bool:
+        """Anthropic refuses `thinking` beside sampling parameters and forced tools, and wants more room than it."""
+        fields = request.fields
+        if any(bytes(fields.get(name, b"null")) != b"null" for name in _REASONING_FIELDS):
+            return False
+        return effort_field != "thinking" or _RULES_THINKING_OUT.isdisjoint(fields)
+
     def encode_request(
-        self, request: ChatRequest, *, model: str, max_tokens_field: str | None, ask_usage: bool
+        self,
+        request: ChatRequest,
+        *,
+        model: str,
+        max_tokens_field: str | None,
+        ask_usage: bool,
+        shape: Shape | None = None,
     ) -> bytes:
-        """The client's bytes with model, limit's name and stream options cut in where they differ."""
-        changes = {}
+        """The client's bytes with model, limit and what else is to be set cut in where they differ."""
+        fields = request.fields
+        changes = _shaped(request, shape, max_tokens_field) if shape is not None else {}
         if model != request.model:
             changes["model"] = msgspec.json.encode(model)
         if request.stream and ask_usage and not request.wants_usage:
-            changes["stream_options"] = _with_usage(request.fields.get("stream_options"))
+            changes["stream_options"] = _with_usage(fields.get("stream_options"))
         renames = {}
-        if max_tokens_field and max_tokens_field not in request.fields:
-            renames = {name: max_tokens_field for name in LIMIT_FIELDS if name in request.fields}
+        if max_tokens_field and max_tokens_field not in fields:
+            renames = {name: max_tokens_field for name in LIMIT_FIELDS if name in fields}
         if not changes and not renames:
             return request.body
-        return splice(request.body, request.fields, changes, renames)
+        return splice(request.body, fields, changes, renames)
 
     def stream_reader(self, *, choices: int, hide_usage: bool) -> ChatStreamReader:
         """A reader for one attempt."""
@@ -455,6 +559,49 @@ def parse_usage(raw: msgspec.Raw) -> Usage | None:
         cached_tokens=cached or 0,
         reasoning_tokens=(completion_details.reasoning_tokens if completion_details else 0) or 0,
     )
+
+
+def _shaped(request: ChatRequest, shape: Shape, max_tokens_field: str | None) -> dict[str, bytes]:
+    """Fields that a shape sets."""
+    changes: dict[str, bytes] = {}
+    if shape.limit is not None:
+        present = [name for name in LIMIT_FIELDS if name in request.fields]
+        for name in present or (max_tokens_field or "max_tokens",):
+            changes[name] = b"%d" % shape.limit
+    if shape.effort is not None:
+        match shape.effort_field:
+            case "thinking":
+                changes["thinking"] = b'{"type":"enabled","budget_tokens":%d}' % shape.thinking_tokens
+            case "thinking_config":
+                changes["extra_body"] = b'{"google":{"thinking_config":{"thinking_budget":%d}}}' % shape.thinking_tokens
+            case name:
+                changes[name] = b'"%b"' % shape.effort.encode()
+    if shape.verbosity is not None and bytes(request.fields.get("verbosity", b"null")) == b"null":
+        changes["verbosity"] = b'"%b"' % shape.verbosity.encode()
+    if shape.steering is not None:
+        changes["messages"] = _steered(bytes(request.fields["messages"]), request.turns, shape.steering)
+    return changes
+
+
+def _steered(messages: bytes, turns: Sequence[msgspec.Raw], text: str) -> bytes:
+    """The messages with a text at the end of their system prompt, or as a system prompt of their own."""
+    first = bytes(turns[0]) if turns else b""
+    try:
+        fields = read_object(first)
+        is_system = msgspec.json.decode(fields["role"]) in ("system", "developer")
+        content = bytes(fields["content"])
+    except (msgspec.DecodeError, KeyError):
+        is_system, content = False, b""
+    if is_system and content.startswith((b'"', b"[")):
+        if content.startswith(b'"'):
+            content = content[:-1] + msgspec.json.encode("\n\n" + text)[1:]
+        else:
+            part = msgspec.json.encode({"type": "text", "text": text})
+            content = b"[" + b",".join([*map(bytes, msgspec.json.decode(content, type=list[msgspec.Raw])), part]) + b"]"
+        start = messages.index(first)
+        return messages[:start] + splice(first, fields, {"content": content}) + messages[start + len(first) :]
+    own = msgspec.json.encode({"role": "system", "content": text})
+    return b"[%b%b%b" % (own, b"," if turns else b"", messages[1:])
 
 
 def _with_usage(options: msgspec.Raw | None) -> bytes:

@@ -16,26 +16,13 @@ from zlib import decompress
 
 from relay.intent.features import features
 from relay.intent.weights import BIAS, PACKED, SCALE
-from relay.messages import Intent
+from relay.messages import INTENTS, Intent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LABELS: Final = (
-    "classify_extract",
-    "factual_qa",
-    "explain_advise",
-    "summarize",
-    "translate_rewrite",
-    "code",
-    "math_reasoning",
-    "creative",
-    "brainstorm_plan",
-    "chat_roleplay",
-    "tool_use",
-    "longform",
-)
-"""What a request can be for; docs/intent.md says what each means."""
+LABELS: Final = INTENTS
+"""In the order of the weights' lanes."""
 
 CENTRE: Final = 15
 """What a stored weight of nothing is: weights are stored from 0 to twice this."""

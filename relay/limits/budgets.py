@@ -143,18 +143,11 @@ def extension(
     return min(wanted, room) + headroom
 
 
-def _headroom(policy: Headroom, request: Request, hidden: float) -> int:
-    """The most that policy, client or experience ask for. A model that never reasoned needs none."""
-    needs = [request.client_thinking]
-    if hidden > _NOISE:
-        needs.append(ceil(hidden))
-    if request.reasons:
-        needs.append(_by_effort(policy, request.effort))
-    return max(needs)
+def thinking_tokens(policy: Headroom, effort: str | None) -> int:
+    """What an effort is in tokens; without one, medium counts.
 
-
-def _by_effort(policy: Headroom, effort: str | None) -> int:
-    """Providers know more efforts than policies: below low counts as low, above high (xhigh, max) as twice high."""
+    Providers know more efforts than policies: below low counts as low, above high (xhigh, max) as twice high.
+    """
     match effort:
         case "none":
             return 0
@@ -166,3 +159,13 @@ def _by_effort(policy: Headroom, effort: str | None) -> int:
             return policy.high
         case _:
             return 2 * policy.high
+
+
+def _headroom(policy: Headroom, request: Request, hidden: float) -> int:
+    """The most that policy, client or experience ask for. A model that never reasoned needs none."""
+    needs = [request.client_thinking]
+    if hidden > _NOISE:
+        needs.append(ceil(hidden))
+    if request.reasons:
+        needs.append(thinking_tokens(policy, request.effort))
+    return max(needs)

@@ -204,6 +204,10 @@ class Lengths:
         quantile = 1.0 - allowed * exp(cell.widening)
         return Expectation(cell.believed.quantile(quantile), quantile, allowed, name)
 
+    def mean(self, place: Place) -> float:
+        """Tokens that the answer will have on average."""
+        return self._nearest(place)[1].believed.mean()
+
     def expect_more(self, place: Place, quantile: float, written: int) -> float:
         """How many tokens more an answer takes that has `written` by now and has not ended.
 

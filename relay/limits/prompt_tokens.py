@@ -8,6 +8,7 @@ What other tokenizers do differently is learned per model by `Calibration`.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from relay.limits.shipped import PROMPT_TOKENS
@@ -29,6 +30,7 @@ TOKENS_PER_IMAGE = 1024
 """A middling picture; providers count from 85 to some 5,000."""
 
 _PIECES = 8
+_ESCAPES = re.compile(rb'(?:\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt]))+')
 
 # Each byte's class, written as one byte. Continuation bytes are in none: what is not named counts nothing.
 _CLASSES = {
@@ -112,14 +114,33 @@ def features(text: bytes) -> dict[str, int]:
     return counts
 
 
-def estimate(text: bytes) -> float:
-    """Tokens of a UTF-8 text. Reads at most `SAMPLE_BYTES` of it; invalid bytes do no harm."""
+def estimate(text: bytes, *, escaped: bool = False) -> float:
+    """Tokens of a UTF-8 text. Reads at most `SAMPLE_BYTES` of it; invalid bytes do no harm.
+
+    Args:
+        text: in UTF-8.
+        escaped: it is the inside of JSON strings, with JSON's escapes.
+    """
     if len(text) > SAMPLE_BYTES:
         size = SAMPLE_BYTES // _PIECES
         stride = (len(text) - size) // (_PIECES - 1)
         sample = b"".join([text[start : start + size] for start in range(0, stride * _PIECES, stride)])
-        return estimate(sample) * len(text) / SAMPLE_BYTES
+        return estimate(sample, escaped=escaped) * len(text) / SAMPLE_BYTES
+    if escaped and b"\\" in text:
+        text = _ESCAPES.sub(_unescaped, text)
     return sum(PROMPT_TOKENS[name] * count for name, count in features(text).items())
+
+
+def _unescaped(escapes: re.Match[bytes]) -> bytes:
+    """Some escapes in a row, pairs for one character among them."""
+    read = escapes[0].replace(b"\\/", b"/").decode("unicode_escape")
+    return read.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def estimate_escaped(texts: Iterable[bytes], *, messages: int, images: int = 0) -> float:
+    """As `estimate_prompt`, of texts as they stand between the quotes of JSON."""
+    around = TOKENS_PER_MESSAGE * messages + TOKENS_PER_REPLY + TOKENS_PER_IMAGE * images
+    return estimate(b"\n".join(texts), escaped=True) + around
 
 
 def estimate_prompt(texts: Iterable[str], *, messages: int, images: int = 0) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from math import ceil, exp, inf, log
+from operator import mul, sub
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -151,12 +152,13 @@ class Sketch:
 class Distribution:
     """What sketches said at one moment, sorted for reading: any quantile in a microsecond. Never empty."""
 
-    __slots__ = ("_buckets", "_growth", "_sums")
+    __slots__ = ("_buckets", "_growth", "_mean", "_sums")
 
     def __init__(self, weights: dict[int, float], relative_error: float) -> None:
         self._buckets = sorted(weights)
         self._sums = list(accumulate(map(weights.__getitem__, self._buckets)))
         self._growth = _growth(relative_error)
+        self._mean: float | None = None
 
     def quantile(self, q: float, *, above: float = 0.0) -> float:
         """The value that a share `q` of the weight does not exceed.
@@ -174,6 +176,14 @@ class Distribution:
             return inf
         index = bisect_left(self._sums, below + q * (total - below), lo=bisect_right(self._sums, below))
         return 2.0 * self._growth ** self._buckets[min(index, len(self._buckets) - 1)] / (self._growth + 1.0)
+
+    def mean(self) -> float:
+        """The mean, each value counted as its bucket's middle."""
+        if self._mean is None:
+            weights = map(sub, self._sums, [0.0, *self._sums[:-1]])
+            powers = (self._growth**bucket for bucket in self._buckets)
+            self._mean = 2.0 * sum(map(mul, weights, powers)) / (self._growth + 1.0) / self._sums[-1]
+        return self._mean
 
     def _below(self, value: float) -> float:
         """Weight in the value's own bucket and under it."""

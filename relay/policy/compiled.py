@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from relay.messages import KeyLimits
+from relay.messages import BudgetRules, Intent, KeyLimits
 
 KEY_PREFIX = 8
 """Bytes of a key's digest by which it is looked up, before the whole digest is compared in constant time."""
@@ -139,6 +139,8 @@ class Model(msgspec.Struct, frozen=True, eq=False):
         tier: the operator's rank, higher is better.
         regions: where it may process a request; empty if nothing is said of it.
         expected: how fast it is taken to be before it was seen.
+        effort: how it takes a reasoning effort: `reasoning_effort`, `thinking`, `thinking_config`, or `off` if not.
+        verbosity: it takes the field `verbosity`.
     """
 
     name: str
@@ -153,6 +155,18 @@ class Model(msgspec.Struct, frozen=True, eq=False):
     tier: int = 0
     regions: frozenset[str] = frozenset()
     expected: Expectation = Expectation()
+    effort: str = "reasoning_effort"
+    verbosity: bool = False
+
+    @property
+    def may_reason(self) -> bool:
+        """It reasons, or nobody said that it does not."""
+        return self.features is None or "reasoning" in self.features
+
+    @property
+    def takes_effort(self) -> bool:
+        """It is sure to reason, and to take an effort."""
+        return self.effort != "off" and self.features is not None and "reasoning" in self.features
 
 
 class Match(msgspec.Struct, frozen=True, eq=False):
@@ -260,6 +274,11 @@ class Route(msgspec.Struct, frozen=True, eq=False):
         )
 
     @property
+    def best_tier(self) -> int:
+        """The highest tier among its candidates."""
+        return max(model.tier for model in self.candidates)
+
+    @property
     def wants_features(self) -> bool:
         """Whether it matters what a request uses."""
         return any(model.features is not None for model in self.candidates)
@@ -281,6 +300,53 @@ class Route(msgspec.Struct, frozen=True, eq=False):
         known = [model.price for model in self.candidates if model.price]
         dearest = max(known, key=lambda price: (price.output, price.input), default=UNKNOWN_PRICE)
         return tuple(model.price or dearest for model in self.candidates)
+
+
+class IntentRules(msgspec.Struct, frozen=True, gc=False):
+    """What holds for requests of one intent.
+
+    Attributes:
+        budget: how long answers may become.
+        min_tier: the lowest tier that should serve them; the best of a route if all are below it.
+        effort: reasoning effort, if the client left it open; None leaves it to the model.
+        verbosity: how wordy, likewise.
+        steering: a text put at the end of the system prompt; None puts none.
+    """
+
+    budget: BudgetRules
+    min_tier: int = 0
+    effort: str | None = None
+    verbosity: str | None = None
+    steering: str | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Requests of this intent go through as they come."""
+        said = self.min_tier or self.effort or self.verbosity or self.steering
+        return self.budget.mode == "off" and not said
+
+
+class Intents(msgspec.Struct, frozen=True, eq=False):
+    """Rules by intent.
+
+    Attributes:
+        rules: of every label.
+        default: whose rules hold for requests of which it is not sure what they are after.
+        min_confidence: below this it is not.
+    """
+
+    rules: Mapping[str, IntentRules]
+    default: str
+    min_confidence: float
+
+    def judges(self, route: Route) -> bool:
+        """Whether intents make a difference to which candidates of a route are asked first."""
+        tiers = {model.tier for model in route.candidates}
+        return len(tiers) > 1 and any(rule.min_tier > min(tiers) for rule in self.rules.values())
+
+    def settled(self, intent: Intent) -> str:
+        """The label by which a request is treated."""
+        return intent.label if intent.confidence >= self.min_confidence else self.default
 
 
 class Retries(msgspec.Struct, frozen=True, gc=False):
@@ -364,6 +430,7 @@ class Policy(msgspec.Struct, frozen=True, eq=False):
         streams: behaviour of streams.
         retries: waits between attempts.
         skipped: (provider, reason) of providers left out because a secret they call optional is not set.
+        intents: rules by intent; None if requests of any intent go through as they come.
     """
 
     version: str
@@ -377,6 +444,7 @@ class Policy(msgspec.Struct, frozen=True, eq=False):
     streams: Streams
     retries: Retries
     skipped: tuple[tuple[str, str], ...] = ()
+    intents: Intents | None = None
 
     def route_for(self, model: str, key: str, path: str, headers: Mapping[bytes, bytes]) -> Route | None:
         """The first route that matches.

@@ -10,11 +10,11 @@ import fnmatch
 import hashlib
 import re
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from relay.errors import ConfigurationError, Finding
-from relay.messages import KeyLimits
+from relay.messages import INTENTS, BudgetRules, Headroom, KeyLimits
 from relay.policy import compiled, schema
 from relay.policy.compiled import Policy, Secret
 from relay.policy.sources import read
@@ -31,6 +31,8 @@ DEFAULT_ATTEMPTS = 2
 
 _TIMEOUTS_IN_ORDER = (("first_token_s", "total_s"), ("silence_s", "total_s"), ("connect_s", "first_token_s"))
 _RETRIES_IN_ORDER = (("base_s", "max_s"),)
+_BUDGETS_IN_ORDER = (("floor", "ceiling"),)
+_HEADROOM_IN_ORDER = (("medium", "high"), ("low", "medium"))
 
 
 PriceOf: TypeAlias = "Callable[[str, str], compiled.Price | None]"
@@ -137,6 +139,7 @@ class _Compiler:
             streams=self._streams(),
             retries=self._retries(),
             skipped=tuple((name, f"{variable} is not set") for name, variable in self._unset.items()),
+            intents=self._intents(),
         )
 
     # --- providers -------------------------------------------------------------------------------------------
@@ -166,7 +169,7 @@ class _Compiler:
             headers=self._headers((*path, "headers"), table.headers),
             forward_headers=self._forward_headers(path, table),
             timeouts=compiled.Timeouts(
-                **self._durations(_TIMEOUTS_IN_ORDER, ((*path, "timeouts"), table.timeouts)),
+                **self._in_order(_TIMEOUTS_IN_ORDER, ((*path, "timeouts"), table.timeouts)),
             ),
             breaker=compiled.Breaker(**table.breaker.model_dump()),
             max_connections=table.max_connections,
@@ -256,7 +259,7 @@ class _Compiler:
             layers: list[tuple[Path, schema.Table]] = [((*path, "timeouts"), table.timeouts)]
             if table.provider in provider_tables:
                 layers.insert(0, (("providers", table.provider, "timeouts"), provider_tables[table.provider].timeouts))
-            timeouts = compiled.Timeouts(**self._durations(_TIMEOUTS_IN_ORDER, *layers))
+            timeouts = compiled.Timeouts(**self._in_order(_TIMEOUTS_IN_ORDER, *layers))
             if table.provider in self._unset:
                 self._left_out.add(name)
             if table.provider in providers:
@@ -273,6 +276,8 @@ class _Compiler:
                     tier=table.tier,
                     regions=frozenset(table.regions),
                     expected=compiled.Expectation(table.expected.ttft_ms / 1000, table.expected.tokens_per_s),
+                    effort=table.effort,
+                    verbosity=table.verbosity,
                 )
         names = self._tables.names("models")
         if not names and self._tables.complete:
@@ -411,15 +416,46 @@ class _Compiler:
 
     def _retries(self) -> compiled.Retries:
         table = self._tables.single("retries", schema.Retries)
-        return compiled.Retries(**self._durations(_RETRIES_IN_ORDER, (("retries",), table)))
+        return compiled.Retries(**self._in_order(_RETRIES_IN_ORDER, (("retries",), table)))
 
-    def _durations(self, in_order: Sequence[tuple[str, str]], *layers: tuple[Path, schema.Table]) -> dict[str, float]:
-        """Durations of which some must not be longer than others.
+    def _intents(self) -> compiled.Intents | None:
+        """Rules of every label, those of [budgets] under each one's own; None if they would change nothing."""
+        for label in self._tables.names("intents"):
+            if label not in INTENTS:
+                self._tables.error(
+                    ("intents", label), f"unknown intent{nearest(label, INTENTS)}; allowed are {listed(INTENTS)}"
+                )
+        tables = dict(self._tables.named("intents", schema.IntentTable))
+        shared: list[tuple[Path, schema.Budgets]] = [(("budgets",), self._tables.single("budgets", schema.Budgets))]
+        usual = compiled.IntentRules(self._budget_rules(*shared))
+        rules = dict.fromkeys(INTENTS, usual)
+        for label, table in tables.items():
+            path: Path = ("intents", label, "budget")
+            budget = self._budget_rules(*shared, (path, table.budget))
+            if budget.mode == "off" and table.budget.model_fields_set - {"mode"}:
+                self._tables.warning(path, 'has no effect: there is no [budgets], or its mode is "off"')
+            rules[label] = compiled.IntentRules(budget, **table.model_dump(exclude={"budget"}))
+        classifier = self._tables.single("classifier", schema.Classifier)
+        if all(rule.idle for rule in rules.values()):
+            return None
+        return compiled.Intents(rules, classifier.default, classifier.min_confidence)
 
-        A default gives way to a shorter time that was written; two times that were written have to agree.
+    def _budget_rules(self, *layers: tuple[Path, schema.Budgets]) -> BudgetRules:
+        """Budgets are off in a set that does not speak of them."""
+        headrooms = [((*path, "headroom"), table.headroom) for path, table in layers]
+        said = self._in_order(_BUDGETS_IN_ORDER, *layers)
+        said["headroom"] = Headroom(**self._in_order(_HEADROOM_IN_ORDER, *headrooms))
+        if not self._tables.has("budgets") and "mode" not in layers[-1][1].model_fields_set:
+            said["mode"] = "off"
+        return BudgetRules(**said)
+
+    def _in_order(self, in_order: Sequence[tuple[str, str]], *layers: tuple[Path, schema.Table]) -> dict[str, Any]:
+        """Numbers of which some must not be larger than others.
+
+        A default gives way to a smaller number that was written; two numbers that were written have to agree.
 
         Args:
-            in_order: (shorter, longer) keys.
+            in_order: (smaller, larger) keys.
             layers: path and table; a key written in a later one overrides. Only what involves a key of the last one is
                 noted: the others were looked at before.
         """
@@ -430,18 +466,18 @@ class _Compiler:
                 values[key] = getattr(table, key)
                 written[key] = (*path, key)
         last = layers[-1][1].model_fields_set
-        for shorter, longer in in_order:
-            if values[shorter] <= values[longer]:
+        for smaller, larger in in_order:
+            if values[smaller] <= values[larger]:
                 continue
-            if shorter not in written:
-                values[shorter] = values[longer]
-            elif last & {shorter, longer}:
-                at = shorter if shorter in last else longer
+            if smaller not in written:
+                values[smaller] = values[larger]
+            elif last & {smaller, larger}:
+                at = smaller if smaller in last else larger
                 self._tables.error(
                     written[at],
-                    f"{shorter} is {values[shorter]:g}, but {longer} is {values[longer]:g}"
-                    f"{f' ({self._tables.place(written[longer])})' if longer in written else ', its default'}; "
-                    f"allowed is a {shorter} of at most {longer}",
+                    f"{smaller} is {values[smaller]:g}, but {larger} is {values[larger]:g}"
+                    f"{f' ({self._tables.place(written[larger])})' if larger in written else ', its default'}; "
+                    f"allowed is a {smaller} of at most {larger}",
                 )
         return values
 

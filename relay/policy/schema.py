@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from relay.messages import INTENTS, BudgetRules, IntentLabel
 from relay.policy import compiled
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$"
 HEADER_VALUE = r"^[!-~]([ !-~]*[!-~])?$"
 HTTP_URL = r"^https?://[!-~]+$"
 SHA256 = r"^[0-9A-Fa-f]{64}$"
+INTENT = f"^({'|'.join(INTENTS)})$"
 
 PATTERN_WORDS = {
     NAME: "a name: a letter or digit, then letters, digits and . _ : / @ + -, 128 characters at most",
@@ -36,6 +38,7 @@ PATTERN_WORDS = {
     HEADER_NAME: "the name of an HTTP header",
     HEADER_VALUE: "a header value: printable ASCII without space at either end",
     HTTP_URL: "an http:// or https:// URL without spaces",
+    INTENT: f"an intent: {', '.join(INTENTS)}",
     SHA256: "64 hexadecimal digits: the SHA-256 of a key, as `relay keys new` prints it",
 }
 """Each pattern in words, for messages."""
@@ -53,6 +56,7 @@ _TIMEOUTS = compiled.Timeouts()
 _BREAKER = compiled.Breaker()
 _EXPECTED = compiled.Expectation()
 _OBJECTIVE = compiled.Objective()
+_BUDGET = BudgetRules()
 
 
 def http_url(url: str, *, userinfo: bool = False) -> str:
@@ -386,6 +390,14 @@ class Model(Table):
         examples=[{"ttft_ms": 500, "tokens_per_s": 80}],
     )
 
+    effort: Literal["reasoning_effort", "thinking", "thinking_config", "off"] = Field(
+        default="reasoning_effort",
+        description="How it takes the effort that an intent sets, if its features have reasoning: in the field "
+        "reasoning_effort, in Anthropic's thinking, in Gemini's extra_body.google.thinking_config, or not at all.",
+        examples=["thinking"],
+    )
+    verbosity: bool = Field(default=False, description="It takes the field verbosity.", examples=[True])
+
 
 class Match(Table):
     """When a route applies: all globs given must match. `*` any text, `?` one character, `[ab]` one of these."""
@@ -629,6 +641,111 @@ class Retries(Table):
     )
 
 
+Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Headroom(Table):
+    """Tokens on top of a budget for hidden reasoning, by effort."""
+
+    low: Tokens = Field(
+        default=_BUDGET.headroom.low, description="For low effort, and what is below it.", examples=[1024]
+    )
+    medium: Tokens = Field(
+        default=_BUDGET.headroom.medium,
+        description="For medium effort, and where neither client nor policy says one.",
+        examples=[4096],
+    )
+    high: Tokens = Field(
+        default=_BUDGET.headroom.high,
+        description="For high effort; efforts above it get twice as much.",
+        examples=[16_384],
+    )
+
+
+class Budgets(Table):
+    """How long answers may become."""
+
+    mode: Literal["fill", "cap", "off"] = Field(
+        default=_BUDGET.mode,
+        description="fill: set a limit if the client set none. cap: also lower the client's to the budget. off: "
+        "set none.",
+        examples=["fill"],
+    )
+    quantile: float = Field(
+        default=_BUDGET.quantile, ge=0.5, le=0.999, description="Share of answers that fit.", examples=[0.95]
+    )
+    floor: Tokens = Field(
+        default=_BUDGET.floor, description="Tokens that an answer gets at least, reasoning aside.", examples=[64]
+    )
+    ceiling: Tokens = Field(
+        default=_BUDGET.ceiling,
+        description="Tokens that an answer gets at most, reasoning aside and all continuations included.",
+        examples=[8192],
+    )
+    headroom: Headroom = Field(
+        default=Headroom(), description="Tokens on top for hidden reasoning.", examples=[{"high": 32_768}]
+    )
+    extend: bool = Field(
+        default=_BUDGET.extend,
+        description="Continue an answer that meets its budget, in the same stream.",
+        examples=[False],
+    )
+    max_extensions: int = Field(
+        default=_BUDGET.max_extensions,
+        ge=1,
+        le=16,
+        description="Continuations of one answer at most; the last is given all up to the ceiling.",
+        examples=[4],
+    )
+
+
+class IntentTable(Table):
+    """What holds for requests of one intent."""
+
+    budget: Budgets = Field(
+        default=Budgets(),
+        description="How long their answers may become; each key overrides that of [budgets].",
+        examples=[{"quantile": 0.97, "ceiling": 16_384}],
+    )
+    min_tier: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Lowest tier that serves them; if all candidates are below it, the best of them do.",
+        examples=[2],
+    )
+    effort: Literal["low", "medium", "high"] | None = Field(
+        default=None,
+        description="Reasoning effort, if the client left it open. Default: the model's own.",
+        examples=["medium"],
+    )
+    verbosity: Literal["low", "medium", "high"] | None = Field(
+        default=None,
+        description="How wordy, if the client left it open; for models that take it. Default: the model's own.",
+        examples=["low"],
+    )
+    steering: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=500,
+        description="A text put at the end of the system prompt. Default: none.",
+        examples=["Answer in at most three sentences."],
+    )
+
+
+class Classifier(Table):
+    """When to believe what a request seems to be after."""
+
+    default: IntentLabel = Field(
+        default="explain_advise",
+        description="The intent of requests of which it is not sure what they are after.",
+        examples=["chat_roleplay"],
+    )
+    min_confidence: float = Field(
+        default=0.3, ge=0, le=1, description="How sure it has to be, as a probability.", examples=[0.5]
+    )
+
+
 class PolicySet(Table):
     """A Relay policy file. All `*.toml` files of a folder, merged in name order, are a policy set."""
 
@@ -647,3 +764,12 @@ class PolicySet(Table):
     models: dict[Name, Model] = Field(default={}, description="Models, by name.")
     routes: list[Route] = Field(default=[], description="Which models may answer which requests; first match wins.")
     keys: dict[Name, Key] = Field(default={}, description="Clients' keys, by name.")
+    budgets: Budgets = Field(
+        default=Budgets(mode="off"), description="How long answers may become. Without it, no limit is set."
+    )
+    intents: dict[Annotated[str, Field(pattern=INTENT)], IntentTable] = Field(
+        default={}, description="What holds for requests of one intent, by its label."
+    )
+    classifier: Classifier = Field(
+        default=Classifier(), description="When to believe what a request seems to be after."
+    )

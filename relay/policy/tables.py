@@ -62,6 +62,10 @@ class Tables:
         """A table that a set has once; its defaults if it is absent or broken."""
         return self._read((section,), self._entries(section), table) or table()
 
+    def has(self, section: str) -> bool:
+        """Whether a set speaks of a section at all."""
+        return section in self._raw
+
     def named(self, section: str, table: type[AnyTable]) -> Iterator[tuple[str, AnyTable]]:
         """The tables of a section, by name."""
         for name, raw in self._entries(section).items():

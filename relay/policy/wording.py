@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 60
 """Characters of a value that a message quotes."""
-MAX_LISTED = 12
+MAX_LISTED = 16
 """Names that a message lists."""
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")

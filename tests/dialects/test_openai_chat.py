@@ -14,7 +14,7 @@ from relay.errors import (
     UpstreamTruncated,
     may_retry,
 )
-from relay.messages import Usage
+from relay.messages import Reasoning, Shape, Usage
 from relay.wire.sse import event_data, split_events
 
 CHAT = OpenAIChat()
@@ -47,7 +47,7 @@ class TestRequests:
     def test_what_is_read(self):
         """Model, stream, limit, choices and messages are read; null is as if absent."""
         request = CHAT.parse_request(body(stream=True, n=2, max_tokens=5, max_completion_tokens=None))
-        assert (request.model, request.stream, request.choices, request.messages) == ("auto", True, 2, 1)
+        assert (request.model, request.stream, request.choices, len(request.turns)) == ("auto", True, 2, 1)
         assert request.max_tokens == 5
         assert not request.wants_usage
         assert CHAT.parse_request(body(max_tokens=5, max_completion_tokens=6)).max_tokens == 6
@@ -74,6 +74,145 @@ class TestRequests:
         with pytest.raises(InvalidRequest) as caught:
             CHAT.parse_request(raw)
         assert caught.value.param == param
+
+    @pytest.mark.parametrize(
+        ("raw", "field", "expected"),
+        [
+            (body(), None, {"max_tokens": 9}),
+            (body(), "max_completion_tokens", {"max_completion_tokens": 9}),
+            (body(max_completion_tokens=50), None, {"max_completion_tokens": 9}),
+            (body(max_tokens=50), "max_completion_tokens", {"max_completion_tokens": 9}),
+            (body(max_tokens=None), None, {"max_tokens": 9}),
+        ],
+    )
+    def test_a_limit_is_set(self, raw, field, expected):
+        """Under the name that the upstream wants, else the client's, else max_tokens; the client's own is replaced."""
+        sent = json.loads(encoded(raw, max_tokens_field=field, shape=Shape(limit=9)))
+        assert {name: value for name, value in sent.items() if name not in ("model", "messages")} == expected
+
+    @pytest.mark.parametrize(
+        ("shape", "expected"),
+        [
+            (Shape(effort="low"), {"reasoning_effort": "low"}),
+            (
+                Shape(effort="low", effort_field="thinking", thinking_tokens=7),
+                {"thinking": {"type": "enabled", "budget_tokens": 7}},
+            ),
+            (
+                Shape(effort="low", effort_field="thinking_config", thinking_tokens=7),
+                {"extra_body": {"google": {"thinking_config": {"thinking_budget": 7}}}},
+            ),
+            (Shape(verbosity="high"), {"verbosity": "high"}),
+        ],
+    )
+    def test_effort_and_verbosity_are_set(self, shape, expected):
+        """Each provider's own field for it is cut in; nothing else changes."""
+        raw = body(temperature=1.0)
+        assert encoded(raw, shape=shape) == raw[:-1] + b"," + json.dumps(expected, separators=(",", ":")).encode()[1:]
+        assert encoded(raw, shape=Shape()) == raw
+
+    def test_a_clients_verbosity_stays(self):
+        """What the client said is not overruled."""
+        raw = body(verbosity="low")
+        assert encoded(raw, shape=Shape(verbosity="high")) == raw
+
+    @pytest.mark.parametrize(
+        ("messages", "expected"),
+        [
+            ([], [{"role": "system", "content": "Short."}]),
+            ([{"role": "user", "content": "hi"}], [{"role": "system", "content": "Short."}]),
+            ([{"role": "system", "content": 'a "b"'}], [{"role": "system", "content": 'a "b"\n\nShort.'}]),
+            (
+                [{"role": "developer", "content": [{"type": "text", "text": "a"}], "name": "x"}],
+                [
+                    {
+                        "role": "developer",
+                        "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "Short."}],
+                        "name": "x",
+                    }
+                ],
+            ),
+            ([{"role": "system", "content": None}], [{"role": "system", "content": "Short."}]),
+            ([3], [{"role": "system", "content": "Short."}]),
+        ],
+    )
+    def test_steering_ends_the_system_prompt(self, messages, expected):
+        """A text goes behind the system prompt, or becomes one; every other message stays as it is."""
+        steered = json.loads(encoded(body(messages=messages), shape=Shape(steering="Short.")))["messages"]
+        assert steered[0] == expected[0]
+        assert steered[-len(messages) or len(steered) :] in (messages, expected)
+
+    @pytest.mark.parametrize(
+        ("fields", "expected"),
+        [
+            ({}, None),
+            ({"reasoning_effort": None}, None),
+            ({"reasoning_effort": "xhigh"}, Reasoning("xhigh")),
+            ({"reasoning": {"effort": "low", "max_tokens": 9}}, Reasoning("low", 9)),
+            ({"reasoning": {"exclude": True}}, None),
+            ({"thinking": {"type": "enabled", "budget_tokens": 9}}, Reasoning(None, 9)),
+            ({"thinking": {"type": "disabled"}}, Reasoning("none")),
+            ({"thinking": "yes"}, Reasoning("yes")),
+            ({"thinking": 3}, None),
+            ({"extra_body": {"google": {"thinking_config": {"thinking_budget": 9}}}}, Reasoning(None, 9)),
+            ({"extra_body": {"google": {"thinking_config": {"thinking_level": "HIGH"}}}}, Reasoning("high")),
+            ({"extra_body": {"google": {"thinking_config": {"thinking_budget": 0}}}}, Reasoning("none")),
+            ({"extra_body": {"google": {}}}, None),
+        ],
+    )
+    def test_what_a_client_says_of_reasoning(self, fields, expected):
+        """Effort and tokens are read from every provider's own field."""
+        assert CHAT.reasoning(CHAT.parse_request(body(**fields))) == expected
+
+    def test_where_an_effort_may_be_set(self):
+        """Not where the client spoke, and as Anthropic's thinking not beside what that refuses."""
+        takes = {
+            (name, field): CHAT.takes_effort(CHAT.parse_request(body(**fields)), field)
+            for name, fields in {
+                "plain": dict[str, Any](),
+                "null": {"reasoning_effort": None},
+                "said": {"reasoning": {"effort": "low"}},
+                "cool": {"temperature": 0},
+            }.items()
+            for field in ("reasoning_effort", "thinking")
+        }
+        assert {key for key, value in takes.items() if not value} == {
+            ("said", "reasoning_effort"),
+            ("said", "thinking"),
+            ("cool", "thinking"),
+        }
+
+    def test_what_can_be_continued(self, monkeypatch):
+        """One text can; several answers, tools, JSON and sound cannot."""
+        monkeypatch.setattr(OpenAIChat, "continues", True)
+        cases: dict[bool, list[dict[str, object]]] = {
+            True: [{}, {"tools": []}, {"response_format": {"type": "text"}}, {"max_tokens": 3}],
+            False: [
+                {"n": 2},
+                {"tools": [{"type": "function"}]},
+                {"functions": [{}]},
+                {"audio": {"voice": "a"}},
+                {"response_format": {"type": "json_object"}},
+            ],
+        }
+        for expected, requests in cases.items():
+            for fields in requests:
+                assert CHAT.extendable(CHAT.parse_request(body(**fields))) is expected, fields
+
+    def test_texts_are_what_a_model_reads(self):
+        """Contents, tool calls and tools, without data; pictures are counted."""
+        messages = [
+            {"role": "system", "content": "a\nb"},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "c"}, {"type": "image_url", "image_url": {"url": "data:"}}],
+            },
+            {"role": "assistant", "content": None, "tool_calls": [1]},
+            3,
+        ]
+        texts, images = CHAT.texts(CHAT.parse_request(body(messages=messages, tools=[2])))
+        assert b" ".join(texts).split() == [b"a\\nb", b"c", b"[1]", b"[2]"]
+        assert images == 1
 
     def test_an_answer_for_the_same_model_needs_no_change(self):
         """Where nothing has to change, the very bytes go on."""

@@ -25,6 +25,8 @@ def documented_as(path: tuple[str, ...]) -> str:
         return f"REFERENCE.{steps[-1]}"
     if "timeouts" in steps[:-1]:
         steps = steps[steps.index("timeouts") :]
+    if "budget" in steps[:-1]:
+        steps = ["budgets", *steps[steps.index("budget") + 1 :]]
     return ".".join(steps)
 
 
@@ -49,7 +51,7 @@ def test_row_agrees_with_the_schema(key: str) -> None:
     node, value, default = KEYS[key], ROWS[key]["value"].replace("_", ""), ROWS[key]["default"]
     if "maximum" in node and key != "version":
         bounds = [node.get("minimum", node.get("exclusiveMinimum")), node["maximum"]]
-        assert re.findall(r"\d+", value) == [str(bound) for bound in bounds]
+        assert re.findall(r"\d+(?:\.\d+)?", value) == [str(bound) for bound in bounds]
         assert ("over 0" in value) == ("exclusiveMinimum" in node)
         assert node["type"] in value
     for choice in node.get("enum", [node["const"]] if "const" in node else []):
@@ -68,6 +70,7 @@ AROUND: dict[str, Any] = {
     "providers": {name: {"dialect": "openai", "base_url": "http://127.0.0.1"} for name in ("openai", "local")},
     "models": {name: {"provider": "local", "price": {"input": 1, "output": 2}} for name in ("large", "small")},
     "routes": [{"name": "auto", "candidates": ["large"]}],
+    "budgets": {},
 }
 ENVIRON = {"OPENAI_API_KEY": "key", "AZURE_OPENAI_API_KEY": "key"}
 

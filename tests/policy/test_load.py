@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import pytest
 
 from relay.errors import ConfigurationError, Finding
-from relay.messages import KeyLimits
+from relay.messages import INTENTS, BudgetRules, Headroom, KeyLimits
 from relay.policy import compiled
 from relay.policy.load import check, load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from relay.policy.compiled import IntentRules
 
 START = """\
 version = 1
@@ -233,11 +239,11 @@ A_NAME = "a name: a letter or digit, then letters, digits and . _ : / @ + -, 128
 
 SAID = [
     # unknown keys and tables
-    ("[model.large]", ["8: error: model: unknown key (did you mean models?); allowed are version, access, requests, streams, retries, providers, models, routes, keys"]),
-    ('Upsteam = "x"', ["8: error: models.small.Upsteam: unknown key (did you mean upstream?); allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected"]),
+    ("[model.large]", ["8: error: model: unknown key (did you mean models?); allowed are version, access, requests, streams, retries, providers, models, routes, keys, budgets, intents, classifier"]),
+    ('Upsteam = "x"', ["8: error: models.small.Upsteam: unknown key (did you mean upstream?); allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected, effort, verbosity"]),
     ("timeouts = { ttft_s = 1 }", ["8: error: models.small.timeouts.ttft_s: unknown key (did you mean total_s?); allowed are connect_s, first_token_s, silence_s, total_s"]),
-    ('"[key]" = 1', ['8: error: models.small."[key]": unknown key; allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected']),
-    ('["[key]"]', ['8: error: "[key]": unknown key (did you mean keys?); allowed are version, access, requests, streams, retries, providers, models, routes, keys']),
+    ('"[key]" = 1', ['8: error: models.small."[key]": unknown key; allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected, effort, verbosity']),
+    ('["[key]"]', ['8: error: "[key]": unknown key (did you mean keys?); allowed are version, access, requests, streams, retries, providers, models, routes, keys, budgets, intents, classifier']),
     (PROVIDER + 'proxy = { "<text>" = 1, env = "P" }', ['11: error: providers.two.proxy."<text>": unknown key; allowed are env, optional']),
     # types: none is taken for another
     ('[requests]\nmax_messages = "3"', ['9: error: requests.max_messages: found "3"; allowed is an integer from 1 to 1000000']),
@@ -342,7 +348,7 @@ def test_syntax_error_beside_other_files() -> None:
         (
             "a:3: error: models.large.upsteam: unknown key (did you mean upstream?); "
             "allowed are provider, upstream, max_tokens_field, timeouts, "
-            "price, context, max_output, features, tier, regions, expected"
+            "price, context, max_output, features, tier, regions, expected, effort, verbosity"
         ),
         "c:1: not valid TOML: Expected ']' at the end of a table declaration (column 15)",
     ]
@@ -511,3 +517,75 @@ def test_key_digest_is_of_the_key() -> None:
     key = policy.key_for(b"the key")
     assert key is not None
     assert key.name == "team"
+
+
+# --- intents and budgets -----------------------------------------------------------------------------------
+
+
+def rules(text: str) -> Mapping[str, IntentRules]:
+    """Of a set with these tables added."""
+    intents = load({"p": START + text}, {}).intents
+    assert intents is not None
+    return intents.rules
+
+
+@pytest.mark.parametrize("text", ["", '[budgets]\nmode = "off"', "[intents.code]", '[classifier]\ndefault = "code"'])
+def test_nothing_to_size(text: str) -> None:
+    """A set that wants neither budgets nor anything of an intent does not have requests looked at."""
+    assert load({"p": START + text}, {}).intents is None
+
+
+def test_budgets_by_intent() -> None:
+    """An intent's budget overrides key by key, in the headroom too; others have that of [budgets]."""
+    text = """[budgets]
+quantile = 0.9
+headroom = { low = 10 }
+[intents.code.budget]
+ceiling = 100
+headroom = { high = 20_000 }
+"""
+    code, other = rules(text)["code"].budget, rules(text)["creative"].budget
+    assert (code.quantile, code.ceiling, code.headroom) == (0.9, 100, Headroom(10, 4096, 20_000))
+    assert (other.quantile, other.ceiling, other.headroom) == (0.9, BudgetRules().ceiling, Headroom(10, 4096, 16_384))
+    assert len(rules(text)) == len(INTENTS)
+
+
+def test_intents_without_budgets() -> None:
+    """Tier, effort and steering work in a set without budgets."""
+    found = rules('[intents.code]\nmin_tier = 2\neffort = "low"\nsteering = "Short."')
+    assert (found["code"].min_tier, found["code"].effort, found["code"].steering) == (2, "low", "Short.")
+    assert {rule.budget.mode for rule in found.values()} == {"off"}
+
+
+def test_a_budget_for_one_intent_alone() -> None:
+    """An intent may have a budget where the set has none."""
+    found = rules('[intents.code.budget]\nmode = "fill"')
+    assert (found["code"].budget.mode, found["creative"].budget.mode) == ("fill", "off")
+
+
+def test_a_smaller_bound_takes_the_default_along() -> None:
+    """A ceiling under the usual floor, or headroom under the usual, is not refused."""
+    found = rules("[budgets]\nceiling = 10\nheadroom = { high = 500 }")["code"].budget
+    assert (found.floor, found.headroom) == (10, Headroom(500, 500, 500))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[intents.cod]\nmin_tier = 1", "8: error: intents.cod: unknown intent (did you mean code?); allowed are "),
+        ("[budgets]\nfloor = 9\nceiling = 8", "9: error: budgets.floor: floor is 9, but ceiling is 8 (p:10); "),
+        (
+            "[budgets]\n[intents.code.budget]\nceiling = 8\nfloor = 9",
+            "11: error: intents.code.budget.floor: floor is 9, but ceiling is 8 (p:10); ",
+        ),
+        (
+            "[intents.code.budget]\nquantile = 0.9",
+            '8: warning: intents.code.budget: has no effect: there is no [budgets], or its mode is "off"',
+        ),
+        ('[classifier]\ndefault = "chat"', '9: error: classifier.default: found "chat"; allowed is "classify_extract"'),
+    ],
+)
+def test_what_is_said_of_intents(text: str, said: str) -> None:
+    """Mistakes name the key, what was found and what is allowed."""
+    (finding,) = check({"p": START + text}, {})[1]
+    assert str(finding).removeprefix("p:").startswith(said)

@@ -60,7 +60,7 @@ def with_value(path: tuple[str, ...], value: Any) -> str:
     """A set that holds, with one key set to a value."""
     document = tomllib.loads(START)
     node: Any = document
-    names = {"providers": "one", "models": "small", "keys": "team"}
+    names = {"providers": "one", "models": "small", "keys": "team", "intents": "code"}
     *way, last = path
     for before, step in zip(["", *way], way, strict=False):
         key = names.get(before, "chosen") if step == "NAME" else 0 if step == "[]" else step

@@ -1,0 +1,204 @@
+"""How much one request may take: what it is after, what the policy says of such, and a budget for each model asked.
+
+One `Sizer` per policy; one `Sizing` per request, which the attempts ask as they begin, because how long an answer
+becomes depends most of all on who gives it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from relay.intent import classify
+from relay.limits import lengths, prompt_tokens
+from relay.limits.budgets import Request, thinking_tokens
+from relay.limits.lengths import Place
+from relay.messages import Intent, Shape
+
+if TYPE_CHECKING:
+    from relay.dialects.base import Dialect
+    from relay.limits.experience import Experience
+    from relay.messages import Budget, ChatRequest
+    from relay.policy.compiled import IntentRules, Intents, Model
+
+LEAST_THINKING = 1024
+"""The smallest thinking budget that Anthropic takes, tokens."""
+
+
+class Sizer:
+    """What sizing needs of a policy.
+
+    Args:
+        intents: the policy's rules.
+        experience: what was learned of lengths; it outlives the policy.
+    """
+
+    def __init__(self, intents: Intents, experience: Experience) -> None:
+        self.intents = intents
+        self.experience = experience
+
+    def size(self, request: ChatRequest, dialect: Dialect, key: str) -> Sizing:
+        """Look at a request.
+
+        Args:
+            request: as it came.
+            dialect: what its client speaks.
+            key: name of the client's key; "" if it sent none.
+        """
+        gist = dialect.gist(request)
+        intent = classify(msgspec.json.decode(gist.body))
+        texts, images = dialect.texts(request)
+        return Sizing(
+            self,
+            request,
+            dialect,
+            intent=intent,
+            key=key,
+            application=lengths.application(system_text(gist.system)),
+            prompt_tokens=prompt_tokens.estimate_escaped(texts, messages=len(request.turns), images=images),
+        )
+
+
+class Sizing:
+    """One request's.
+
+    Attributes:
+        intent: what it seems to be after.
+        label: what it is treated as: the policy's default where the intent is not sure.
+        rules: of that label.
+    """
+
+    __slots__ = (
+        "_application",
+        "_budgets",
+        "_dialect",
+        "_experience",
+        "_extendable",
+        "_key",
+        "_prompt_tokens",
+        "_reasoning",
+        "_request",
+        "intent",
+        "label",
+        "rules",
+    )
+
+    def __init__(
+        self,
+        sizer: Sizer,
+        request: ChatRequest,
+        dialect: Dialect,
+        *,
+        intent: Intent,
+        key: str,
+        application: str,
+        prompt_tokens: float,
+    ) -> None:
+        self.intent = intent
+        self.label = sizer.intents.settled(intent)
+        self.rules: IntentRules = sizer.intents.rules[self.label]
+        self._experience = sizer.experience
+        self._request = request
+        self._dialect = dialect
+        self._key = key
+        self._application = application
+        self._prompt_tokens = prompt_tokens
+        self._reasoning = dialect.reasoning(request)
+        self._extendable = dialect.extendable(request)
+        self._budgets: dict[str, Budget] = {}
+
+    def prompt_tokens(self, model: str) -> int:
+        """Estimated tokens of the prompt, as the model of that name counts."""
+        return round(self._prompt_tokens * self._experience.prompts.factor(model))
+
+    def output_tokens(self, model: str) -> float:
+        """How many tokens all its answers are expected to have if that model gives them, reasoning aside."""
+        expected = self._experience.answers.mean(self._place(model))
+        limit = self._request.max_tokens
+        return (expected if limit is None else min(expected, limit)) * self._request.choices
+
+    def budget(self, model: Model) -> Budget:
+        """What each answer of that model may take; the same whenever it is asked."""
+        budget = self._budgets.get(model.name)
+        if budget is None:
+            budget = self._experience.budget(self.rules.budget, self._asked(model), self._place(model.name))
+            self._budgets[model.name] = budget
+        return budget
+
+    def shape(self, model: Model) -> Shape:
+        """What to set in the request for that model."""
+        rules, budget = self.rules, self.budget(model)
+        limit = None if budget.source in {"client", "off"} else budget.limit
+        effort = self._effort_for(model)
+        return Shape(
+            limit=limit,
+            effort=effort,
+            effort_field=model.effort,
+            thinking_tokens=thinking_tokens(rules.budget.headroom, effort),
+            verbosity=rules.verbosity if model.verbosity else None,
+            steering=rules.steering,
+        )
+
+    def extension(self, model: Model, budget: Budget, *, written: int, number: int) -> int:
+        """What a continuation of an answer may take; 0 if the answer ends here.
+
+        Args:
+            model: who goes on.
+            budget: what the first segment was given.
+            written: tokens that the client has seen so far.
+            number: which continuation it is, from 1.
+        """
+        place = self._place(model.name)
+        return self._experience.extension(
+            self.rules.budget, self._asked(model), place, budget, written=written, number=number
+        )
+
+    def observe(
+        self, model: Model, budget: Budget, now: float, *, visible: int, hidden: int = 0, cut: bool = False
+    ) -> None:
+        """Count an answer that has ended; arguments as for `Experience.observe`."""
+        place = self._place(model.name)
+        self._experience.observe(
+            self.rules.budget, self._asked(model), place, budget, now, visible=visible, hidden=hidden, cut=cut
+        )
+
+    def count_prompt(self, model: str, actual: int) -> None:
+        """Say how many tokens the prompt had, as the model of that name counted."""
+        self._experience.prompts.observe(model, estimated=self._prompt_tokens, actual=actual)
+
+    def _place(self, model: str) -> Place:
+        return Place(self.label, model, self._key, self._application)
+
+    def _asked(self, model: Model) -> Request:
+        said = self._reasoning
+        return Request(
+            prompt_tokens=self.prompt_tokens(model.name),
+            client_limit=self._request.max_tokens,
+            client_thinking=said.tokens if said else 0,
+            choices=self._request.choices,
+            effort=said.effort if said else self._effort_for(model),
+            reasons=model.may_reason,
+            extendable=self._extendable,
+            context=model.context,
+            max_output=model.max_output,
+        )
+
+    def _effort_for(self, model: Model) -> str | None:
+        """The effort to set for a model; None to leave it alone."""
+        effort = self.rules.effort
+        if effort is None or not model.takes_effort or not self._dialect.takes_effort(self._request, model.effort):
+            return None
+        if model.effort == "thinking" and self._request.max_tokens is not None:
+            tokens = thinking_tokens(self.rules.budget.headroom, effort)
+            return effort if LEAST_THINKING <= tokens < self._request.max_tokens else None
+        return effort
+
+
+def system_text(message: bytes) -> str:
+    """The text of a system message, as its JSON stands in a gist; "" of none."""
+    content = msgspec.json.decode(message).get("content") if message else ""
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        return "\n".join(text for text in texts if isinstance(text, str))
+    return content if isinstance(content, str) else ""
