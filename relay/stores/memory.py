@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
 from itertools import count
+from math import inf
 from typing import TYPE_CHECKING
 
 from relay.limits import buckets
 from relay.stores.base import Lease, Refusal
 
 if TYPE_CHECKING:
+    from relay.messages import KeyLimits
     from relay.stores.base import Ask
 
 STREAM_RETRY_S = 1.0
 """What a caller refused for want of a stream is told to wait: when one of the others will end nobody knows."""
 
 _SLACK = 64
-"""Stale entries that are left alone, so that a small store is not swept on every call."""
+"""Keys out of use that are left alone, so that a small store is not swept on every call."""
 
 
 class _Used:
@@ -44,35 +45,35 @@ class MemoryStore:
     def __init__(self) -> None:
         self._used: dict[str, _Used] = {}
         self._sweep_at = _SLACK
-        self._leases: dict[str, Lease] = {}
-        self._expiries: list[tuple[float, str]] = []
+        self._leases: dict[str, tuple[Lease, float]] = {}  # by id, each with the time at which it is void
+        self._expiry = inf  # no lease is void before
         self._ids = count(1)
 
     async def reserve(self, ask: Ask, now: float) -> Lease | Refusal:
         """As in `Store.reserve`."""
-        self._expire(now)
+        if now >= self._expiry:
+            self._expire(now)
         limits = ask.limits
         used = self._used.get(ask.key) or self._enter(ask.key, now)
-        requests, tokens, waits = used.requests_full_at, used.tokens_full_at, []
+        requests, tokens, requests_wait_s, tokens_wait_s = used.requests_full_at, used.tokens_full_at, 0.0, 0.0
         if limits.requests_per_min is not None:
-            requests, wait_s = buckets.take(requests, now, 1, per_min=limits.requests_per_min)
-            waits.append((wait_s, "requests_per_min", limits.requests_per_min))
+            requests, requests_wait_s = buckets.take(requests, now, 1, per_min=limits.requests_per_min)
         if limits.tokens_per_min is not None:
-            tokens, wait_s = buckets.take(tokens, now, ask.tokens, per_min=limits.tokens_per_min)
-            waits.append((wait_s, "tokens_per_min", limits.tokens_per_min))
-        if limits.streams is not None:
-            wait_s = STREAM_RETRY_S if used.streams >= limits.streams else 0.0
-            waits.append((wait_s, "streams", limits.streams))
-        wait_s, limit, allowed = max(waits, default=(0.0, "", 0))
-        if wait_s:
-            return Refusal(limit, allowed, wait_s)
+            tokens, tokens_wait_s = buckets.take(tokens, now, ask.tokens, per_min=limits.tokens_per_min)
+        busy = limits.streams is not None and used.streams >= limits.streams
+        if requests_wait_s or tokens_wait_s or busy:
+            return _refusal(limits, requests_wait_s, tokens_wait_s, STREAM_RETRY_S if busy else 0.0)
         used.requests_full_at, used.tokens_full_at = requests, tokens
         used.streams += 1
-        return self._grant(ask, now)
+        lease, expiry = Lease(str(next(self._ids)), ask), now + ask.ttl_s
+        self._leases[lease.id] = lease, expiry
+        self._expiry = min(self._expiry, expiry)
+        return lease
 
     async def settle(self, lease: Lease, tokens: int, now: float) -> None:
         """As in `Store.settle`."""
-        self._expire(now)
+        if now >= self._expiry:
+            self._expire(now)
         if self._leases.pop(lease.id, None) is None:
             return
         ask = lease.ask
@@ -89,22 +90,17 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing is held outside of memory."""
 
-    def _grant(self, ask: Ask, now: float) -> Lease:
-        lease = Lease(str(next(self._ids)), ask)
-        self._leases[lease.id] = lease
-        heappush(self._expiries, (now + ask.ttl_s, lease.id))
-        return lease
-
     def _expire(self, now: float) -> None:
-        """Take back the streams of leases that nobody settled. Their tokens stay spent: nobody knows better."""
-        expiries = self._expiries
-        while expiries and expiries[0][0] <= now:
-            lease = self._leases.pop(heappop(expiries)[1], None)
-            if lease is not None:
+        """Take back the streams of leases that nobody settled. Their tokens stay spent: nobody knows better.
+
+        Looks at every lease, but seldom: requests end some time before their leases do, so this is how long it takes
+        from one look to the next unless requests are lost without an end.
+        """
+        for lease, expiry in tuple(self._leases.values()):
+            if expiry <= now:
+                del self._leases[lease.id]
                 self._used[lease.ask.key].streams -= 1
-        if len(expiries) > 2 * len(self._leases) + _SLACK:  # mostly of settled leases
-            self._expiries = [entry for entry in expiries if entry[1] in self._leases]
-            heapify(self._expiries)
+        self._expiry = min((expiry for _, expiry in self._leases.values()), default=inf)
 
     def _enter(self, key: str, now: float) -> _Used:
         if len(self._used) >= self._sweep_at:
@@ -112,3 +108,14 @@ class MemoryStore:
             self._sweep_at = 2 * len(self._used) + _SLACK
         used = self._used[key] = _Used()
         return used
+
+
+def _refusal(limits: KeyLimits, requests_wait_s: float, tokens_wait_s: float, streams_wait_s: float) -> Refusal:
+    """Tell of the limit that makes the caller wait longest."""
+    waits = (
+        (requests_wait_s, "requests_per_min", limits.requests_per_min),
+        (tokens_wait_s, "tokens_per_min", limits.tokens_per_min),
+        (streams_wait_s, "streams", limits.streams),
+    )
+    wait_s, limit, allowed = max((wait_s, name, most) for wait_s, name, most in waits if most is not None)
+    return Refusal(limit, allowed, wait_s)

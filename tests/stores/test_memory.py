@@ -30,7 +30,7 @@ def reserve(store: MemoryStore, key: str, now: float, ttl_s: float = 600.0) -> L
 
 
 def entries(store: MemoryStore) -> int:
-    return len(store._used) + len(store._leases) + len(store._expiries)
+    return len(store._used) + len(store._leases)
 
 
 def test_no_verb_ever_suspends() -> None:
