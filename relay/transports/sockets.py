@@ -58,8 +58,9 @@ MAX_LANES = 1024
 PROBE_S = 60
 """Seconds of silence before TCP probes the peer: models that reason in silence outlast NAT tables (AWS: 350 s)."""
 
+OK = 200
+
 _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
-_NOTED = _FRAMING | {b"content-encoding", b"keep-alive"}
 _TIMEOUT = re.compile(rb"\btimeout=(\d{1,9})")
 
 
@@ -399,10 +400,9 @@ class _Connection(asyncio.Protocol):
             self.keep = False  # if the answer is complete, more came than the answer
         if self.head is not None:
             self._deliver_head(self.head, len(data))
-        pieces = self.pieces
-        if pieces:
-            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
+        if self.pieces:
+            body = b"".join(self.pieces)  # of one piece that is the piece itself
+            self.pieces.clear()
             self.dry = 0
             if self.call is not None:
                 self.call.receiver.on_body(body)
@@ -481,19 +481,20 @@ class _Connection(asyncio.Protocol):
         call = self.call
         if call is None:
             return
-        noted = [field for field in head if field[0] in _NOTED]
-        problem = http1.unusable(self.status, noted)
+        fields = dict(head)
+        plain = b"content-encoding" not in fields and fields.get(b"transfer-encoding", b"chunked") == b"chunked"
+        if plain and self.status == OK and len(fields) == len(head):  # else one of each name is not all there is
+            problem = None
+        else:
+            problem = http1.unusable(self.status, head)
         if self.dry + read > http1.MAX_HEAD_BYTES and http1.size_of(head) > http1.MAX_HEAD_BYTES:
             problem = f"a head of more than {http1.MAX_HEAD_BYTES} bytes"
         if problem is not None:
             self.break_off(UpstreamProtocolError(f"{self.pool} sent {problem}"))
             return
-        self.until_close = True
-        for name, value in noted:
-            if name in _FRAMING:
-                self.until_close = False
-            elif name == b"keep-alive" and (timeout := _TIMEOUT.search(value)) is not None:
-                self.idle_s = min(IDLE_S, max(0.0, int(timeout[1]) - 1.0))  # the server's clock started earlier
+        self.until_close = _FRAMING.isdisjoint(fields)
+        if b"keep-alive" in fields and (timeout := _TIMEOUT.search(fields[b"keep-alive"])) is not None:
+            self.idle_s = min(IDLE_S, max(0.0, int(timeout[1]) - 1.0))  # the server's clock started earlier
         call.message = b""  # it arrived: there will be no retry
         call.receiver.on_head(self.status, head)
 

@@ -22,6 +22,7 @@ read_object = msgspec.json.Decoder(Fields).decode
 """Read an object's top level. Raises msgspec.DecodeError (not JSON) or msgspec.ValidationError (not an object)."""
 
 _SPACE = b" \t\n\r"
+_OPEN = ord("{")
 _STEP = dict.fromkeys(b"[{", 1) | dict.fromkeys(b"]}", -1)
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
 
@@ -53,78 +54,80 @@ def splice(
         New JSON text; equal to `body` byte for byte outside of what was changed.
     """
     renames = renames or {}
-    present = [name for name in (*changes, *renames) if name in fields]
-    places = _find(body, fields, present)
-    if places is None:
-        places = _walk(body, fields)
-        if places is None:
-            return _rebuild(fields, changes, renames)
-    cuts: list[tuple[int, int, bytes]] = []
-    added = b""
+    quick = None if b"\\u" in body else _search(body, fields, changes, renames)
+    return _walk(body, fields, changes, renames) if quick is None else quick
+
+
+def _search(body: bytes, fields: Fields, changes: Mapping[str, bytes], renames: Mapping[str, str]) -> bytes | None:
+    """Without reading the text again; None if a key might stand elsewhere too.
+
+    A quoted name that occurs once in the whole text is the key, as long as no key is written with escapes. (Inside a
+    string its quotes would be escaped.)
+    """
+    changed: bytes | None
     for name, value in changes.items():
-        if name in fields:
-            _, _, start, end = places[name]
-            cuts.append((start, end, value))
-        else:
-            added += b"%b%b:%b" % (b"," if fields or added else b"", msgspec.json.encode(name), value)
+        raw = fields.get(name)
+        changed = _add(body, name, value) if raw is None else _replace(body, name, raw, value)
+        if changed is None:
+            return None
+        body = changed
     for name, new_name in renames.items():
         if name in fields:
-            start, end, _, _ = places[name]
-            cuts.append((start, end, msgspec.json.encode(new_name)))
-    if added:
-        end = len(body[: body.rindex(b"}")].rstrip(_SPACE))
-        cuts.append((end, end, added))
-    cuts.sort()
-    kept = memoryview(body)  # a slice of bytes would be one more copy of a long conversation
-    pieces: list[bytes | memoryview] = []
-    kept_to = 0
-    for start, end, new in cuts:
-        pieces += (kept[kept_to:start], new)
-        kept_to = end
-    pieces.append(kept[kept_to:])
-    return b"".join(pieces)
+            key = b'"%b"' % name.encode()
+            if body.count(key) != 1:
+                return None
+            body = body.replace(key, msgspec.json.encode(new_name))
+    return body
 
 
-_Place = tuple[int, int, int, int]
-"""Offsets of a field: of its key's first quote, behind the last one, of its value, and behind that."""
-
-
-def _find(body: bytes, fields: Fields, names: list[str]) -> dict[str, _Place] | None:
-    """Places of a few fields, at once; None if their keys might stand elsewhere too.
-
-    A quoted name that occurs once in the whole text is the key, as long as no key can be written with escapes.
-    (Inside a string its quotes would be escaped.)
-    """
-    if b"\\u" in body:
+def _replace(body: bytes, name: str, old: msgspec.Raw, new: bytes) -> bytes | None:
+    """Another value for a field; None if it may not be the only one of its name, or stands in odd white space."""
+    key = b'"%b"' % name.encode()
+    if body.count(key) != 1:
         return None
-    places = {}
-    for name in names:
-        key = b'"%b"' % name.encode()
-        if body.count(key) != 1:
-            return None
-        places[name] = _place(body, body.index(key), len(key), fields[name])
-    return places
+    for colon in (b":", b": "):  # as JSON is written
+        field = key + colon + old
+        if field in body:
+            return body.replace(field, key + colon + new)
+    return None
 
 
-def _walk(body: bytes, fields: Fields) -> dict[str, _Place] | None:
-    """Places of all fields, one after the other; None if a key is escaped or stands twice."""
-    places = {}
-    at = body.index(b"{") + 1
+def _add(body: bytes, name: str, value: bytes) -> bytes:
+    """One more field, at the end."""
+    end = body.rindex(b"}")
+    while body[end - 1] in _SPACE:
+        end -= 1
+    comma = b"" if body[end - 1] == _OPEN else b","
+    return b"%b%b%b:%b%b" % (body[:end], comma, msgspec.json.encode(name), value, body[end:])
+
+
+def _walk(body: bytes, fields: Fields, changes: Mapping[str, bytes], renames: Mapping[str, str]) -> bytes:
+    """The same for any text, field by field."""
+    pieces: list[bytes | memoryview] = []
+    kept = memoryview(body)
+    kept_to, at = 0, body.index(b"{") + 1
     for name, raw in fields.items():
         key = b'"%b"' % name.encode()
         start = body.index(b'"', at)
-        if not body.startswith(key, start):
-            return None
-        place = places[name] = _place(body, start, len(key), raw)
-        at = place[3]
-    return None if body[at : body.rindex(b"}")].strip(_SPACE) else places
-
-
-def _place(body: bytes, key: int, size: int, raw: msgspec.Raw) -> _Place:
-    value = body.index(b":", key + size) + 1
-    while body[value] in _SPACE:
-        value += 1
-    return key, key + size, value, value + len(memoryview(raw))
+        if not body.startswith(key, start):  # escaped, or it stands twice
+            return _rebuild(fields, changes, renames)
+        value = body.index(b":", start + len(key)) + 1
+        while body[value] in _SPACE:
+            value += 1
+        at = value + len(memoryview(raw))
+        if name in renames:
+            pieces += (kept[kept_to:start], msgspec.json.encode(renames[name]))
+            kept_to = start + len(key)
+        if name in changes:
+            pieces += (kept[kept_to:value], changes[name])
+            kept_to = at
+    if body[at : body.rindex(b"}")].strip(_SPACE):
+        return _rebuild(fields, changes, renames)
+    changed = b"".join((*pieces, kept[kept_to:]))
+    for name, new in changes.items():
+        if name not in fields:
+            changed = _add(changed, name, new)
+    return changed
 
 
 def _rebuild(fields: Fields, changes: Mapping[str, bytes], renames: Mapping[str, str]) -> bytes:
