@@ -57,7 +57,7 @@ from relay.race import Race
 from relay.stores.base import Ask, Lease, Refusal
 from relay.upstreams import PASSING
 from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
-from relay.wire.splice import depth
+from relay.wire.splice import is_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -353,8 +353,7 @@ class Exchange:
             raise InvalidRequest(
                 f"The request has {messages} messages; {limits.max_messages} are allowed.", param="messages"
             )
-        brackets = body.count(b"[") + body.count(b"{")
-        if brackets > limits.max_json_depth and depth(body) > limits.max_json_depth:
+        if is_deeper(body, limits.max_json_depth):
             raise InvalidRequest(f"The request's JSON is nested deeper than {limits.max_json_depth} levels.")
         return request
 

@@ -23,8 +23,28 @@ read_object = msgspec.json.Decoder(Fields).decode
 
 _SPACE = b" \t\n\r"
 _OPEN = ord("{")
+_SHORT = 4096
+"""Bytes of a body from which on searching it is dearer than going from field to field."""
 _STEP = dict.fromkeys(b"[{", 1) | dict.fromkeys(b"]}", -1)
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{}'))
+
+
+def is_deeper(body: bytes, most: int) -> bool:
+    """Whether arrays and objects are nested more than `most` deep; a flat object is 1 deep. Needs valid JSON."""
+    return _has_brackets(body, most + 1) and depth(body) > most
+
+
+def _has_brackets(body: bytes, at_least: int) -> bool:
+    """Whether that many arrays and objects begin. Python counts bytes slowly, but finds the next one fast."""
+    if len(body) < _SHORT:
+        return body.count(b"[") + body.count(b"{") >= at_least
+    seen = 0
+    for bracket in (b"[", b"{"):
+        at = body.find(bracket)
+        while at >= 0 and seen < at_least:
+            seen += 1
+            at = body.find(bracket, at + 1)
+    return seen >= at_least
 
 
 def depth(body: bytes) -> int:
@@ -54,12 +74,12 @@ def splice(
         New JSON text; equal to `body` byte for byte outside of what was changed.
     """
     renames = renames or {}
-    quick = None if b"\\u" in body else _search(body, fields, changes, renames)
+    quick = _search(body, fields, changes, renames) if len(body) < _SHORT and b"\\u" not in body else None
     return _walk(body, fields, changes, renames) if quick is None else quick
 
 
 def _search(body: bytes, fields: Fields, changes: Mapping[str, bytes], renames: Mapping[str, str]) -> bytes | None:
-    """Without reading the text again; None if a key might stand elsewhere too.
+    """Searching a short text for a name is less work than walking it; None if a key might stand elsewhere too.
 
     A quoted name that occurs once in the whole text is the key, as long as no key is written with escapes. (Inside a
     string its quotes would be escaped.)
@@ -102,7 +122,7 @@ def _add(body: bytes, name: str, value: bytes) -> bytes:
 
 
 def _walk(body: bytes, fields: Fields, changes: Mapping[str, bytes], renames: Mapping[str, str]) -> bytes:
-    """The same for any text, field by field."""
+    """The same for any text, field by field, without a look at what a value says."""
     pieces: list[bytes | memoryview] = []
     kept = memoryview(body)
     kept_to, at = 0, body.index(b"{") + 1

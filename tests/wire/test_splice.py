@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.wire.splice import depth, read_object, splice
+from relay.wire.splice import _search, _walk, depth, is_deeper, read_object, splice
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
@@ -63,6 +63,27 @@ def test_splice_means_what_update_means(original, changes, before, after, ascii_
     assert list(merged) == list({**original, **changes})
 
 
+@given(
+    st.dictionaries(st.text("abc", max_size=2), st.text("abc") | VALUES, max_size=5),
+    st.dictionaries(st.text("abc", max_size=2), VALUES, max_size=3),
+    st.dictionaries(st.text("abc", max_size=2), st.sampled_from(["new", "newer"]), max_size=1),
+    st.sampled_from([(",", ":"), (", ", ": "), (" ,", " : ")]),
+)
+def test_a_search_finds_what_a_walk_finds(original, changes, renames, separators):
+    """Short bodies are searched and long ones walked through; where a search is sure, both give the same bytes."""
+    body = json.dumps(original, separators=separators, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    fields = read_object(body)
+    new = {name: json.dumps(value).encode() for name, value in changes.items()}
+    found = None if b"\\u" in body else _search(body, fields, new, renames)
+    assert found is None or found == _walk(body, fields, new, renames)
+
+
+def test_a_long_body_is_changed_like_a_short_one():
+    """Beyond the size at which bodies are searched, the same bytes come out."""
+    text = json.dumps({"messages": ["x" * 10_000], "model": "auto", "user": "model"}).encode()
+    assert cut(text, {"model": b'"gpt"'}) == text.replace(b'"auto"', b'"gpt"')
+
+
 @given(VALUES)
 def test_depth_counts_nesting(value):
     """Depth agrees with a walk over the parsed value, whatever brackets and quotes strings contain."""
@@ -71,7 +92,12 @@ def test_depth_counts_nesting(value):
         children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else None
         return 0 if children is None else 1 + max(map(walk, children), default=0)
 
-    assert depth(json.dumps({"v": value}).encode()) == 1 + walk(value)
+    for padding in ("", "x" * 5000):
+        body = json.dumps({"v": value, "p": padding}).encode()
+        deep = depth(body)
+        assert deep == 1 + walk(value)
+        assert is_deeper(body, deep - 1)
+        assert not is_deeper(body, deep)
 
 
 def test_depth_is_not_fooled_by_strings():
