@@ -118,6 +118,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
         max_connections: open connections to the origin; further requests wait their turn.
         proxy: URL of an HTTP proxy; needs the httpx2 transport.
         http2: speak HTTP/2; needs the httpx2 transport.
+        method: GET for what has no body.
     """
 
     origin: Origin
@@ -127,6 +128,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
     max_connections: int = 16_384
     proxy: str | None = None
     http2: bool = False
+    method: Literal["POST", "GET"] = "POST"
 
     def __repr__(self) -> str:
         """Without headers: they hold credentials."""
@@ -135,7 +137,7 @@ class Endpoint(msgspec.Struct, frozen=True, eq=False):
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True):
-    """One POST to an upstream.
+    """One request to an upstream.
 
     Attributes:
         endpoint: where, and the headers that never change.

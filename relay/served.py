@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from relay import __version__
@@ -12,7 +12,7 @@ from relay.policy.decide import Chooser, plan
 from relay.sizing import Sizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from relay.head import Head
     from relay.limits.experience import Experience
@@ -126,21 +126,31 @@ class Served:
 
 def chat_endpoint(provider: Provider) -> Endpoint:
     """Where a provider answers chat requests, with the headers that it always gets."""
-    dialect = DIALECTS[provider.dialect]
+    headers = ((b"content-type", b"application/json"), (b"accept", b"application/json, text/event-stream"))
+    return _endpoint(provider, DIALECTS[provider.dialect].chat_path, headers)
+
+
+def probe_endpoint(provider: Provider, path: str) -> Endpoint:
+    """Where a provider is asked whether it lives, as itself: with its credentials, and nothing of any client."""
+    return _endpoint(provider, path, ((b"accept", b"application/json"),), method="GET")
+
+
+def _endpoint(
+    provider: Provider, path: str, headers: Iterable[tuple[bytes, bytes]], *, method: Literal["POST", "GET"] = "POST"
+) -> Endpoint:
     url = urlsplit(provider.base_url)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"accept", b"application/json, text/event-stream"),
-        (b"user-agent", b"relay/%b" % __version__.encode()),
-        *dialect.auth_headers(provider.api_key),
-        *((name.encode(), value.encode("latin-1")) for name, value in provider.headers),
-    ]
     return Endpoint(
         origin=Origin(url.scheme, url.hostname or "", url.port or (443 if url.scheme == "https" else 80)),
-        target=url.path + dialect.chat_path,
-        headers=tuple(headers),
+        target=url.path + path,
+        headers=(
+            *headers,
+            (b"user-agent", b"relay/%b" % __version__.encode()),
+            *DIALECTS[provider.dialect].auth_headers(provider.api_key),
+            *((name.encode(), value.encode("latin-1")) for name, value in provider.headers),
+        ),
         connect_timeout_s=provider.timeouts.connect_s,
         max_connections=provider.max_connections,
         proxy=provider.proxy,
         http2=provider.http2,
+        method=method,
     )

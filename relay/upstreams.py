@@ -165,6 +165,16 @@ class Upstream:
                 retry_after_s=wait_s,
             )
 
+    # --- what probes tell; see relay.probes ---
+
+    def alive(self, now: float) -> None:
+        """Its provider answers: one request may find out whether it does too, once its own Retry-After is over."""
+        self.state = breaker.on_life(self.state, max(now, self.not_before))
+
+    def dead(self, until: float) -> None:
+        """Its provider does not answer: no request needs to try before `until`."""
+        self.state = breaker.on_death(self.state, until)
+
     # --- speed; only for models that are watched ---
 
     def begun(self, ttft_s: float, now: float, *, was_late: bool = False) -> None:

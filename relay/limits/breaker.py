@@ -11,8 +11,11 @@ requests may still be in flight from before it opened: what becomes of them says
 | `on_success`     | closed, no failures               | unchanged   | probe: closed; other: unchanged        |
 | `on_failure`     | one failure more; at the threshold: open | unchanged | probe: open again; other: unchanged |
 | `on_cancel`      | closed                            | unchanged   | probe: half open, probe back; other: unchanged |
+| `on_life`        | unchanged                         | half open   | unchanged                              |
+| `on_death`       | open                              | open for longer | open again, unless the probe is out |
 
-Time alone turns open into half open: when `now` reaches `retry_at`.
+Time turns open into half open: when `now` reaches `retry_at`. The last two are news of the upstream from elsewhere
+than requests: that it is alive does not yet mean that it serves, so it is a request that closes the breaker.
 """
 
 from __future__ import annotations
@@ -93,3 +96,13 @@ def on_failure(
 def on_cancel(state: State, *, probe: bool = False) -> State:
     """The request was given up before the upstream showed how it is: a probe's place is free again."""
     return msgspec.structs.replace(state, probing=False) if probe else state
+
+
+def on_life(state: State, now: float) -> State:
+    """The upstream is known to be alive: no need to wait longer before a probe may pass."""
+    return state if state.retry_at is None or state.retry_at <= now else State(state.failures, now)
+
+
+def on_death(state: State, until: float) -> State:
+    """The upstream is known to be dead: no probe needs to pass before `until`, seconds on the caller's clock."""
+    return state if state.probing else State(state.failures, max(state.retry_at or 0.0, until))

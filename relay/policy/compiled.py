@@ -47,6 +47,20 @@ class Breaker(msgspec.Struct, frozen=True, gc=False):
     open_s: float = 10.0
 
 
+class Probe(msgspec.Struct, frozen=True, gc=False):
+    """How a provider is asked whether it lives.
+
+    Attributes:
+        path: below its base URL, asked with GET.
+        every_s: seconds between questions, give or take a fifth.
+        timeout_s: seconds that an answer's head may take, connecting included.
+    """
+
+    path: str = "/models"
+    every_s: float = 30.0
+    timeout_s: float = 5.0
+
+
 class Secret(str):
     """A string that does not show itself."""
 
@@ -73,6 +87,7 @@ class Provider(msgspec.Struct, frozen=True, eq=False):
         proxy: HTTP proxy URL, or None.
         http2: speak HTTP/2.
         ask_usage: ask streams for their usage with `stream_options`; False for servers that refuse that field.
+        probe: how it is asked whether it lives; None if it is not.
     """
 
     name: str
@@ -87,6 +102,7 @@ class Provider(msgspec.Struct, frozen=True, eq=False):
     proxy: str | None
     http2: bool
     ask_usage: bool = True
+    probe: Probe | None = None
 
 
 class Price(msgspec.Struct, frozen=True, gc=False):

@@ -176,6 +176,7 @@ class _Compiler:
             proxy=self._proxy((*path, "proxy"), table.proxy),
             http2=table.http2,
             ask_usage=table.ask_usage,
+            probe=None if table.probe is None else compiled.Probe(**table.probe.model_dump()),
         )
 
     def _headers(self, path: Path, given: Mapping[str, str | schema.Reference]) -> tuple[tuple[str, str], ...]:

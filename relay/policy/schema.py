@@ -28,6 +28,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$"
 ENV_NAME = r"^[A-Z][A-Z0-9_]{0,127}$"
 HEADER_NAME = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$"
 HEADER_VALUE = r"^[!-~]([ !-~]*[!-~])?$"
+URL_PATH = r"^/[!\"$-~]{0,1023}$"
 HTTP_URL = r"^https?://[!-~]+$"
 SHA256 = r"^[0-9A-Fa-f]{64}$"
 INTENT = f"^({'|'.join(INTENTS)})$"
@@ -37,6 +38,7 @@ PATTERN_WORDS = {
     ENV_NAME: "the name of an environment variable: capital letters, digits and _",
     HEADER_NAME: "the name of an HTTP header",
     HEADER_VALUE: "a header value: printable ASCII without space at either end",
+    URL_PATH: "a path that begins with /, without spaces and #",
     HTTP_URL: "an http:// or https:// URL without spaces",
     INTENT: f"an intent: {', '.join(INTENTS)}",
     SHA256: "64 hexadecimal digits: the SHA-256 of a key, as `relay keys new` prints it",
@@ -54,6 +56,7 @@ _STREAMS = compiled.Streams()
 _RETRIES = compiled.Retries()
 _TIMEOUTS = compiled.Timeouts()
 _BREAKER = compiled.Breaker()
+_PROBE = compiled.Probe()
 _EXPECTED = compiled.Expectation()
 _OBJECTIVE = compiled.Objective()
 _BUDGET = BudgetRules()
@@ -239,6 +242,20 @@ class Breaker(Table):
     )
 
 
+class Probe(Table):
+    """How a provider is asked whether it lives."""
+
+    path: Annotated[str, Field(pattern=URL_PATH)] = Field(
+        default=_PROBE.path,
+        description="What is asked for with GET, below base_url, with the provider's credentials.",
+        examples=["/models", "/health"],
+    )
+    every_s: float = Field(default=_PROBE.every_s, ge=1, le=3600, description="Seconds between probes.", examples=[30])
+    timeout_s: float = Field(
+        default=_PROBE.timeout_s, gt=0, le=60, description="Seconds after which no answer is a failure.", examples=[5]
+    )
+
+
 class Provider(Table):
     """A place where models are served."""
 
@@ -288,6 +305,11 @@ class Provider(Table):
         default=True,
         description="Ask its streams for their usage with stream_options; false for servers that refuse that field.",
         examples=[False],
+    )
+    probe: Probe | None = Field(
+        default=None,
+        description="Ask it now and then whether it lives, beside requests. Absent: only requests tell.",
+        examples=[{"every_s": 30}],
     )
 
 

@@ -34,6 +34,7 @@ from relay.explain import DecisionSample
 from relay.learned import Memory
 from relay.pipeline import Pipeline
 from relay.policy.load import load
+from relay.probes import Probes
 from relay.runtimes import process_metrics
 from relay.runtimes.fast_lane import FastLane
 from relay.runtimes.http_server import BACKLOG, KEEP_ALIVE_S, LINGER_S, Server
@@ -238,7 +239,8 @@ async def _serve(
         clock=clock,
         rng=random.Random(),  # noqa: S311 - draws waits and request ids, no secrets
     )
-    register_gauges(metrics, pipeline)
+    probes = Probes(pipeline)
+    register_gauges(metrics, pipeline, probes)
     reload = PolicyReload(
         settings.policy,
         pipeline,
@@ -257,9 +259,11 @@ async def _serve(
     if state is not None:
         memory.recall(state.share(slot))
         tasks.append(asyncio.ensure_future(_keep_learned(memory, state, slot)))
+    probes.start()
     try:
         await server.serve(sockets=[listener])
     finally:
+        probes.stop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -352,8 +356,8 @@ async def _keep_learned(memory: Memory, state: StateFolder, slot: int) -> None:
         await asyncio.to_thread(state.leave, slot, memory.learned())  # a slow disk would hold up streams
 
 
-def register_gauges(metrics: Metrics, pipeline: Pipeline) -> None:
-    """What is read from the process and its pipeline when somebody asks."""
+def register_gauges(metrics: Metrics, pipeline: Pipeline, probes: Probes) -> None:
+    """What is read from the process, its pipeline and its probes when somebody asks."""
     process_metrics.register(metrics)
     metrics.gauge(
         "relay_active_requests", "Requests that are being answered.", (), lambda: [((), len(pipeline.active))]
@@ -371,6 +375,13 @@ def register_gauges(metrics: Metrics, pipeline: Pipeline) -> None:
         ("version",),
         lambda: [((pipeline.policy.version,), 1)],
         merge="max",
+    )
+
+    metrics.counter(
+        "relay_upstream_probes_total",
+        "Health probes of providers that are over.",
+        ("provider", "result"),
+        lambda: list(probes.counts.items()),
     )
 
     def breakers() -> Iterable[tuple[Labels, float]]:

@@ -260,7 +260,7 @@ async def _exchange(call: _Call, lane: _Lane, message: httpx2.Request, connectin
     async def trace(event: str, info: dict[str, Any]) -> None:
         if event.endswith("connect_tcp.complete"):
             opened.append(info["return_value"])
-        elif event.endswith("send_request_headers.started") and info["request"].method == b"POST":  # not CONNECT
+        elif event.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
             connecting.reschedule(None)
 
     message.extensions["trace"] = trace
@@ -290,7 +290,7 @@ def _message(request: UpstreamRequest) -> httpx2.Request:
     http1.check_request_headers(request.headers)
     scheme, host, port = endpoint.origin
     return httpx2.Request(
-        "POST",
+        endpoint.method,
         httpx2.URL(scheme=scheme, host=host, port=port),
         headers=[*http1.fixed_headers(endpoint), *request.headers],
         content=request.body,

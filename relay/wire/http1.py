@@ -109,18 +109,19 @@ def check_request_headers(headers: Collection[tuple[bytes, bytes]]) -> None:
 
 
 def request_head(endpoint: Endpoint) -> bytes:
-    """All of a POST's head that is the same for each request to an endpoint; `encode_request` adds the rest.
+    """All of a head that is the same for each request to an endpoint; `encode_request` adds the rest.
 
     Raises:
         ValueError: the target has characters that must be percent-encoded, or as `fixed_headers`.
     """
     if not _TARGET.fullmatch(endpoint.target):
         raise ValueError("the request target has characters that must be percent-encoded")
-    return b"POST %b HTTP/1.1\r\n%b" % (endpoint.target.encode(), encode_headers(fixed_headers(endpoint)))
+    line = f"{endpoint.method} {endpoint.target} HTTP/1.1\r\n"
+    return line.encode() + encode_headers(fixed_headers(endpoint))
 
 
 def encode_request(head: bytes, headers: Collection[tuple[bytes, bytes]], body: bytes) -> bytes:
-    """A whole POST in one piece, so that it leaves in one write.
+    """A whole request in one piece, so that it leaves in one write.
 
     Args:
         head: from `request_head`.

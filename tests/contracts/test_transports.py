@@ -89,6 +89,17 @@ async def test_request_has_what_the_endpoint_and_the_caller_gave_and_no_more(tra
     ]
 
 
+async def test_an_endpoint_may_be_asked_with_get(transport):
+    """A GET goes out as one, without a body, and its answer comes like any other."""
+    async with Upstream(always(send(ANSWER))) as upstream:
+        request = request_to(upstream.port, b"", target="/v1/models", headers=(), method="GET")
+        heard = await start(transport, request).over()
+        got = await upstream.received.at(0)
+    assert (got.line, got.body) == (b"GET /v1/models HTTP/1.1", b"")
+    assert got.header(b"content-length") in {None, b"0"}
+    assert (heard.status, heard.ended) == (200, True)
+
+
 async def test_own_host_and_accept_encoding_win(transport):
     """An endpoint that names a host or an accept-encoding of its own gets just these."""
     headers = ((b"host", b"api.example"), (b"accept-encoding", b"identity;q=1"))

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from relay import cli, config, errors
 from relay.app import create_app
 from relay.messages import Outcome
+from relay.probes import Probes
 from relay.runtimes.container import register_gauges
 from relay.telemetry.events import RequestEvent
 from relay.telemetry.metrics import Metrics
@@ -48,7 +49,7 @@ def test_links(page: Path) -> None:
 def test_metrics() -> None:
     """Metrics, their types and their labels."""
     metrics = Metrics()
-    register_gauges(metrics, NO_PIPELINE)
+    register_gauges(metrics, NO_PIPELINE, Probes(NO_PIPELINE))
     documented = {
         (code(row["metric"])[0], row["type"], tuple(code(row["labels"]))) for row in rows(OPERATIONS, "Metrics")
     }

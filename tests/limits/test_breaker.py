@@ -130,3 +130,25 @@ def finish(state: State, now: float, outcome: str, *, probe: bool) -> State:
             return fail(state, now, probe=probe)
         case _:
             return breaker.on_cancel(state, probe=probe)
+
+
+def test_a_sign_of_life_lets_a_probe_through_at_once() -> None:
+    """It ends the waiting of an open breaker and does not close it; on any other it has no effect."""
+    state = breaker.on_life(opened(), 1.0)
+    assert breaker.allows(state, 1.0)
+    assert state.phase(1.0) == "half_open"
+    probing = breaker.on_start(state)
+    for other in (CLOSED, fail(CLOSED, 0), probing, opened()):
+        assert breaker.on_life(other, OPEN_S) is other
+    assert breaker.on_success(probing, probe=True) == CLOSED
+
+
+def test_a_sign_of_death_keeps_it_open() -> None:
+    """It opens a breaker, and prolongs its time, but never shortens it; a probe that is out may still do well."""
+    state = breaker.on_death(CLOSED, 7.0)
+    assert not breaker.allows(state, 6.9)
+    assert breaker.allows(state, 7.0)
+    assert breaker.on_death(state, 9.0).retry_at == 9.0
+    assert breaker.on_death(state, 3.0).retry_at == 7.0
+    probing = breaker.on_start(state)
+    assert breaker.on_death(probing, 20.0) is probing

@@ -431,7 +431,7 @@ LEAKS = {
     "URL with password": (PROVIDER.replace("two.example", "me:hunter2@h"), "found a string; allowed is a URL without user name and password"),
     "URL with password that cannot be read": (PROVIDER.replace("two.example", "me:hunter2@["), "found a string; allowed is an http:// or https:// URL with a host and, if any, a port from 1 to 65535"),
     "proxy with password": (PROVIDER + 'proxy = "http://me:hunter2@proxy"', "found a string; allowed is a URL without user name and password"),
-    "misspelt key": (PROVIDER + 'apikey = "hunter2"', "unknown key (did you mean api_key?); allowed are dialect, base_url, api_key, headers, forward_headers, timeouts, breaker, max_connections, proxy, http2, ask_usage"),
+    "misspelt key": (PROVIDER + 'apikey = "hunter2"', "unknown key (did you mean api_key?); allowed are dialect, base_url, api_key, headers, forward_headers, timeouts, breaker, max_connections, proxy, http2, ask_usage, probe"),
     "broken TOML": (PROVIDER + 'api_key = "hunter2', "not valid TOML: Unterminated string (at the end of the file)"),
 }  # fmt: skip
 

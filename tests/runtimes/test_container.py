@@ -113,6 +113,17 @@ def written_to(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.glob("*.jsonl")}
 
 
+async def test_providers_are_probed_if_asked_for(folder: Path) -> None:
+    """Probes begin with the relay and are counted."""
+    async with Upstream(always(send(whole(b'{"data":[]}')))) as upstream:
+        write(folder, upstream.base_url, provider={"probe": {"every_s": 1}})
+        async with relay(folder) as running:
+            await running.until_metric('relay_upstream_probes_total{provider="first",result="ok"}', 1)
+            assert (await upstream.received.at(0)).line == b"GET /v1/models HTTP/1.1"
+            running.signal(signal.SIGTERM)
+            assert await running.exit_code() == 0
+
+
 async def test_decisions_go_to_the_log_if_asked_for(folder: Path) -> None:
     """With a share of 1 each decision has a line, found by the request's id; by default none has."""
     async with Upstream(always(send(whole(completion())))) as upstream:
