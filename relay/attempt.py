@@ -254,6 +254,11 @@ class Attempt:
         raise NotImplementedError
 
     @property
+    def reasoning_chars(self) -> int:
+        """Those of them that are reasoning."""
+        raise NotImplementedError
+
+    @property
     def finish_reason(self) -> str | None:
         """As the upstream gave it."""
         raise NotImplementedError
@@ -317,6 +322,11 @@ class StreamAttempt(Attempt):
     def output_chars(self) -> int:
         """Of all deltas."""
         return self.reader.output_chars
+
+    @property
+    def reasoning_chars(self) -> int:
+        """Of all deltas."""
+        return self.reader.reasoning_chars
 
     @property
     def finish_reason(self) -> str | None:
@@ -416,6 +426,11 @@ class AnswerAttempt(Attempt):
     def output_chars(self) -> int:
         """Of all choices."""
         return self.answer.output_chars if self.answer else 0
+
+    @property
+    def reasoning_chars(self) -> int:
+        """Of all choices."""
+        return self.answer.reasoning_chars if self.answer else 0
 
     @property
     def finish_reason(self) -> str | None:

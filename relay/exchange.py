@@ -54,6 +54,7 @@ from relay.messages import (
 )
 from relay.policy.decide import Chooser, schedule
 from relay.race import Race
+from relay.sizing import described
 from relay.stores.base import Ask, Lease, Refusal
 from relay.upstreams import PASSING
 from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
@@ -624,6 +625,12 @@ class Exchange:
             (b"x-relay-attempts", b"%d" % self._begun),
             (b"server-timing", b"relay;dur=%.1f, upstream;dur=%.1f" % (timing[0] * 1000, timing[1] * 1000)),
         )
+        sizing, budget = self._sizing, trial.budget
+        if sizing is not None and budget is not None:
+            headers += (
+                (b"x-relay-intent", sizing.described().encode()),
+                (b"x-relay-budget", described(budget).encode()),
+            )
         self._start(OK, headers, length)
 
     def _answer_head(self, *, stream: bool) -> Headers:
@@ -696,15 +703,30 @@ class Exchange:
             spent = usage.prompt_tokens + usage.completion_tokens if usage else 0
             await self._pipeline.store.settle(self._lease, spent, self._pipeline.clock.now())
 
+    def _learn(self, attempt: Attempt, usage: Usage, error: RelayError | None) -> bool:
+        """Let what the answer was be known to those that set budgets. True if the relay's own ended it."""
+        sizing, budget = self._sizing, attempt.trial.budget
+        if sizing is None or budget is None:
+            return False
+        at_limit = attempt.finish_reason == "length"
+        cut = at_limit or (error is not None and attempt.finish_reason is None)
+        share = attempt.reasoning_chars / max(attempt.output_chars, 1)
+        now = self._pipeline.clock.wall()
+        sizing.observe(attempt.trial.model, budget, usage, now, cut=cut, reasoning_share=share)
+        return at_limit and sizing.met(budget, usage)
+
     def _close(self, error: RelayError | None, usage: Usage | None) -> None:
         self.closed = True
-        attempt, head = self._attempt, self.head
+        attempt, head, sizing = self._attempt, self.head, self._sizing
         model = attempt.trial.model if attempt is not None and attempt.committed else None
         finish_reason = attempt.finish_reason if attempt is not None else None
+        met_budget = attempt is not None and usage is not None and self._learn(attempt, usage, error)
         if error is not None:
             outcome = error.outcome
+        elif finish_reason == "length":
+            outcome = Outcome.BUDGET if met_budget else Outcome.LENGTH
         else:
-            outcome = Outcome.LENGTH if finish_reason == "length" else Outcome.COMPLETED
+            outcome = Outcome.COMPLETED
         first_at = attempt.committed_at if attempt is not None else None
         record = RequestRecord(
             id=self.id.decode("ascii"),
@@ -727,6 +749,9 @@ class Exchange:
             policy=self._served.policy.version,
             decision=self._decision,
             wants=self._wants,
+            intent=sizing.label if sizing else "",
+            confidence=sizing.intent.confidence if sizing else 0.0,
+            budget=attempt.trial.budget if attempt is not None else None,
         )
         self._attempt = self._race = None  # which know this exchange: no cycles are left for the collector
         self._pipeline.close_exchange(self, record)

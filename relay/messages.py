@@ -16,6 +16,7 @@ class Outcome(StrEnum):
 
     COMPLETED = "completed"
     LENGTH = "length"
+    BUDGET = "budget"
     CLIENT_GONE = "client_gone"
     UPSTREAM_ERROR = "upstream_error"
     UPSTREAM_TRUNCATED = "upstream_truncated"
@@ -290,6 +291,11 @@ class Budget(msgspec.Struct, frozen=True, gc=False):
     quantile: float = 1.0
     allowed: float = 1.0
 
+    @property
+    def own(self) -> bool:
+        """The limit is the relay's; else it is the client's, or there is none."""
+        return self.source not in ("client", "off")
+
 
 class Reasoning(msgspec.Struct, frozen=True, gc=False):
     """What a client itself says of hidden reasoning.
@@ -397,6 +403,9 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
         policy: version of the policy set it ran under.
         decision: who was to be asked, and why; None if the route leaves nothing to decide, or none was found.
         wants: what that decision looked at.
+        intent: the label it was treated as; "" if the policy does not ask.
+        confidence: how sure the classifier was of what it took it for.
+        budget: what the answer was given; None if the policy sets none.
     """
 
     id: str
@@ -419,3 +428,6 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     policy: str
     decision: Decision | None = None
     wants: Wants | None = None
+    intent: str = ""
+    confidence: float = 0.0
+    budget: Budget | None = None

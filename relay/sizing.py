@@ -19,8 +19,11 @@ from relay.messages import Intent, Shape
 if TYPE_CHECKING:
     from relay.dialects.base import Dialect
     from relay.limits.experience import Experience
-    from relay.messages import Budget, ChatRequest
+    from relay.messages import Budget, ChatRequest, Usage
     from relay.policy.compiled import IntentRules, Intents, Model
+
+_MODELS_OWN = {"max_output", "context"}
+"""Clamps that make a limit the model's."""
 
 LEAST_THINKING = 1024
 """The smallest thinking budget that Anthropic takes, tokens."""
@@ -129,7 +132,7 @@ class Sizing:
     def shape(self, model: Model) -> Shape:
         """What to set in the request for that model."""
         rules, budget = self.rules, self.budget(model)
-        limit = None if budget.source in {"client", "off"} else budget.limit
+        limit = budget.limit if budget.own else None
         effort = self._effort_for(model)
         return Shape(
             limit=limit,
@@ -154,18 +157,45 @@ class Sizing:
             self.rules.budget, self._asked(model), place, budget, written=written, number=number
         )
 
-    def observe(
-        self, model: Model, budget: Budget, now: float, *, visible: int, hidden: int = 0, cut: bool = False
-    ) -> None:
-        """Count an answer that has ended; arguments as for `Experience.observe`."""
-        place = self._place(model.name)
-        self._experience.observe(
-            self.rules.budget, self._asked(model), place, budget, now, visible=visible, hidden=hidden, cut=cut
-        )
+    def described(self) -> str:
+        """What the request is treated as, for a header."""
+        fallback = "" if self.label == self.intent.label else "; default"
+        return f"{self.label}; confidence={self.intent.confidence:g}{fallback}"
 
-    def count_prompt(self, model: str, actual: int) -> None:
-        """Say how many tokens the prompt had, as the model of that name counted."""
-        self._experience.prompts.observe(model, estimated=self._prompt_tokens, actual=actual)
+    def met(self, budget: Budget, usage: Usage) -> bool:
+        """Whether an answer that met some limit met the relay's own, and not the client's or its model's."""
+        if not budget.own or budget.limit is None or not _MODELS_OWN.isdisjoint(budget.clamps):
+            return False
+        choices = self._request.choices
+        return usage.estimated or choices > 1 or usage.completion_tokens >= budget.limit
+
+    def observe(
+        self, model: Model, budget: Budget, usage: Usage, now: float, *, cut: bool, reasoning_share: float = 0.0
+    ) -> None:
+        """Learn from an answer that has ended.
+
+        Args:
+            model: who gave it.
+            budget: what its first segment was given.
+            usage: of all its segments together.
+            now: seconds since the Unix epoch.
+            cut: it would have gone on: a limit, the client or a failure ended it.
+            reasoning_share: part of its text that is reasoning; some servers send that along and do not count it apart.
+        """
+        if not usage.estimated and usage.prompt_tokens:
+            self._experience.prompts.observe(model.name, estimated=self._prompt_tokens, actual=usage.prompt_tokens)
+        written = usage.completion_tokens // self._request.choices
+        hidden = usage.reasoning_tokens // self._request.choices or round(written * reasoning_share)
+        self._experience.observe(
+            self.rules.budget,
+            self._asked(model),
+            self._place(model.name),
+            budget,
+            now,
+            visible=max(written - hidden, 0),
+            hidden=hidden,
+            cut=cut,
+        )
 
     def _place(self, model: str) -> Place:
         return Place(self.label, model, self._key, self._application)
@@ -193,6 +223,13 @@ class Sizing:
             tokens = thinking_tokens(self.rules.budget.headroom, effort)
             return effort if LEAST_THINKING <= tokens < self._request.max_tokens else None
         return effort
+
+
+def described(budget: Budget) -> str:
+    """A budget and why it is as it is, for a header."""
+    headroom = f"; headroom={budget.headroom}" if budget.own and budget.headroom else ""
+    clamps = f"; clamps={'+'.join(budget.clamps)}" if budget.clamps else ""
+    return f"{'none' if budget.limit is None else budget.limit}; source={budget.source}{headroom}{clamps}"
 
 
 def system_text(message: bytes) -> str:

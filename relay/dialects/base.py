@@ -20,12 +20,14 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         finish_reason: of the first choice; None if the answer has no choices.
         usage: None if the upstream sent none.
-        output_chars: characters of text in all choices, for an estimate; 0 if there is a usage.
+        output_chars: characters of text in all choices; 0 if there is a usage and no reasoning.
+        reasoning_chars: those of them that are reasoning.
     """
 
     finish_reason: str | None
     usage: Usage | None
     output_chars: int
+    reasoning_chars: int = 0
 
 
 class StreamReader(Protocol):
@@ -36,6 +38,7 @@ class StreamReader(Protocol):
         done: the terminator was seen, so nothing more can follow.
         finish_reason: of the first choice that ended.
         output_chars: characters of output seen.
+        reasoning_chars: those of them that are reasoning.
         output_events: events that carried real output: a content, reasoning, refusal or tool delta.
         failure: what ended the stream, if anything did; nothing behind it is read. An UpstreamRefused is an error
             event, which `feed` has returned; an UpstreamProtocolError is an event that is not JSON or is larger than
@@ -46,6 +49,7 @@ class StreamReader(Protocol):
     done: bool
     finish_reason: str | None
     output_chars: int
+    reasoning_chars: int
     output_events: int
     failure: UpstreamFailure | None
 

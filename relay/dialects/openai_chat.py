@@ -52,6 +52,10 @@ class _Delta(msgspec.Struct, gc=False):
     audio: _Loose = None
     images: list[msgspec.Raw] | None = None
 
+    def reasoning_size(self) -> int:
+        """Characters of reasoning that is sent along."""
+        return sum(len(part) for part in (self.reasoning_content, self.reasoning) if isinstance(part, str))
+
     def size(self) -> int:
         """Characters of text, and JSON characters of everything else; 0 if it is no output at all."""
         size = 0
@@ -323,11 +327,14 @@ class OpenAIChat:
         if answer.error is not _NOTHING and bytes(answer.error) != b"null":
             raise _refused(bytes(answer.error), None, None)
         choices = answer.choices or ()
+        messages = [choice.message for choice in choices if choice.message]
         usage = parse_usage(answer.usage)
+        reasoning_chars = sum(message.reasoning_size() for message in messages)
         return Answer(
             finish_reason=choices[0].finish_reason if choices else None,
             usage=usage,
-            output_chars=0 if usage else sum(choice.message.size() for choice in choices if choice.message),
+            output_chars=sum(message.size() for message in messages) if reasoning_chars or not usage else 0,
+            reasoning_chars=reasoning_chars,
         )
 
     def parse_error(self, status: int, headers: Headers, body: bytes) -> UpstreamRefused:
@@ -374,6 +381,7 @@ class ChatStreamReader:
         "finished",
         "output_chars",
         "output_events",
+        "reasoning_chars",
     )
 
     def __init__(self, *, choices: int, hide_usage: bool) -> None:
@@ -387,6 +395,7 @@ class ChatStreamReader:
         self.finish_reason: str | None = None
         self.output_chars = 0
         self.output_events = 0
+        self.reasoning_chars = 0
         self.failure: UpstreamFailure | None = None
 
     @property
@@ -498,7 +507,11 @@ class ChatStreamReader:
             if delta is None:
                 continue
             text = delta.content
-            size = len(text) if text and text.__class__ is str else delta.size()
+            if text and text.__class__ is str:
+                size = len(text)
+            else:
+                size = delta.size()
+                self.reasoning_chars += delta.reasoning_size()
             if size:
                 self.output_chars += size
                 self.output_events += 1

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from relay.clock import Clock
 
 _FINGERPRINT_BYTES = 8
+_BY_APPLICATION = 2
+"""Cells with longer names than this end with the fingerprint of an application, see `relay.limits.lengths.Place`."""
 
 _encoder = msgspec.json.Encoder(order="deterministic")
 _decoder = msgspec.json.Decoder(RequestRecord)
@@ -37,6 +39,10 @@ def encode(record: RequestRecord, secret: bytes) -> bytes:
     if wants is not None and wants.prefixes:
         keyed = tuple((_keyed(fingerprint, secret), tokens) for fingerprint, tokens in wants.prefixes)
         record = msgspec.structs.replace(record, wants=msgspec.structs.replace(wants, prefixes=keyed))
+    budget = record.budget
+    if budget is not None and len(budget.cell) > _BY_APPLICATION and budget.cell[-1]:
+        cell = (*budget.cell[:-1], _keyed(budget.cell[-1].encode(), secret).hex())
+        record = msgspec.structs.replace(record, budget=msgspec.structs.replace(budget, cell=cell))
     return _encoder.encode(record)
 
 

@@ -35,6 +35,7 @@ FLUSH_BYTES = 32 * 1024
 LEVEL_OF: dict[Outcome, Level] = {
     Outcome.COMPLETED: "info",
     Outcome.LENGTH: "info",
+    Outcome.BUDGET: "info",
     Outcome.CLIENT_GONE: "info",
     Outcome.REJECTED: "info",
     Outcome.UPSTREAM_ERROR: "warning",
@@ -76,6 +77,10 @@ class RequestEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     usage_estimated: bool = False
     finish_reason: str | None = None
     tried: list[str] = []
+    intent: str = ""
+    confidence: float | None = None
+    budget: int | None = None
+    budget_source: str = ""
 
 
 def request_event(record: RequestRecord) -> RequestEvent:
@@ -109,6 +114,10 @@ def request_event(record: RequestRecord) -> RequestEvent:
         usage_estimated=usage is not None and usage.estimated,
         finish_reason=record.finish_reason,
         tried=[f"{attempt.model}: {attempt.error or 'ok'}" for attempt in attempts] if len(attempts) > 1 else [],
+        intent=record.intent,
+        confidence=record.confidence if record.intent else None,
+        budget=None if record.budget is None else record.budget.limit,
+        budget_source="" if record.budget is None else record.budget.source,
     )
 
 

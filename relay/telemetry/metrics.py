@@ -71,10 +71,11 @@ OPERATIONS = {
 Read = Callable[[], Iterable[tuple[Labels, float]]]
 """Gives the values of a metric that is kept elsewhere, by label values."""
 
-_SUCCEEDED = (Outcome.COMPLETED, Outcome.LENGTH)
+_SUCCEEDED = (Outcome.COMPLETED, Outcome.LENGTH, Outcome.BUDGET)
 _kind = attrgetter("endpoint", "route", "model", "provider", "key", "stream", "outcome", "error")
 _attempts, _usage, _duration_s = attrgetter("attempts"), attrgetter("usage"), attrgetter("duration_s")
 _attempt_kind = attrgetter("model", "provider", "error")
+_budget_kind = attrgetter("intent", "budget.source")
 _TOKEN_TYPES = (
     ("input", attrgetter("prompt_tokens")),
     ("output", attrgetter("completion_tokens")),
@@ -216,6 +217,16 @@ class Metrics:
             "Requests whose upstream sent no usage, so that the relay counted by itself.",
             ("model", "provider"),
         )
+        self._budgets = self._counter(
+            "relay_budgets_total",
+            "Answers with a budget, by where it came from, and whether it truncated them.",
+            ("intent", "model", "source", "result"),
+        )
+        self._budget_tokens = self._counter(
+            "relay_budget_tokens_total",
+            "Output tokens granted by budgets of the relay's own, and used of them.",
+            ("intent", "model", "type"),
+        )
         self._reloads = self._counter(
             "relay_policy_reloads_total",
             "Reloads of the policy set, by result: loaded, unchanged or refused. Each worker counts its own.",
@@ -327,9 +338,24 @@ class Metrics:
             if succeeded:
                 paces = [pace for record in records if (pace := _per_token_s(record)) is not None]
                 self._per_token.observe(served, paces)
+        sized = [record for record in records if record.budget is not None]
+        for alike in _grouped(sized, _budget_kind):
+            self._count_budgets(alike)
         usages: list[Usage] = list(filter(None, map(_usage, records)))
         if usages:
             self._count_tokens((one.key, one.route, *served_by), served, usages)
+
+    def _count_budgets(self, records: Sequence[RequestRecord]) -> None:
+        one = records[0]
+        if one.budget is None:
+            return
+        result = "truncated" if one.outcome is Outcome.BUDGET else "kept"
+        self._budgets.add((one.intent, one.model, one.budget.source, result), len(records))
+        if one.budget.own:
+            granted = sum(record.budget.reserve for record in records if record.budget)
+            used = sum(record.usage.completion_tokens for record in records if record.usage)
+            self._budget_tokens.add((one.intent, one.model, "granted"), granted)
+            self._budget_tokens.add((one.intent, one.model, "used"), used)
 
     def _count_tokens(self, spent: Labels, served: Labels, usages: Sequence[Usage]) -> None:
         for name, tokens in _TOKEN_TYPES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from relay.messages import BudgetRules
+from relay.policy.load import load
 from tests.fakes import FakeClock
 from tests.servers import chat
 from tests.servers.client import ask, post
-from tests.servers.model import model
-from tests.servers.policies import NAMES, policy
+from tests.servers.model import PROMPT_TOKENS, model
+from tests.servers.policies import ENVIRON, NAMES, policy
 from tests.servers.relay import serve
 from tests.servers.upstream import Upstream, always, send
 
@@ -206,3 +208,130 @@ async def test_candidates_below_the_tier_are_a_last_resort():
         assert answer.status == 200
         assert answer.header(b"x-relay-model") == b"first"
         assert [len(upstream.received) for upstream in ups] == [1, 1]
+
+
+async def test_lengths_are_learned():
+    """What answers had becomes the next one's budget; the answer says so, and the record and the metrics do."""
+    async with world(model(words=70), budgets={**CUT, "floor": 1, "quantile": 0.8}) as (relay, ups):
+        for _ in range(60):
+            answer = await asked(relay)
+        limits = [json.loads(received.body)["max_tokens"] for received in ups[0].received.items]
+        assert limits[-1] < limits[0]
+        assert 70 <= limits[-1] < 100
+        assert answer.header(b"x-relay-budget") == b"%d; source=cell" % limits[-1]
+        record = await relay.record(answer.header(b"x-request-id") or b"")
+        assert record.budget is not None
+        assert (record.budget.limit, record.budget.cell[1]) == (limits[-1], "first")
+        assert answer.header(b"x-relay-intent") == b"%b; confidence=%g%b" % (
+            record.intent.encode(),
+            record.confidence,
+            b"" if record.confidence >= 0.3 else b"; default",
+        )
+
+
+@pytest.mark.parametrize(("budget", "outcome"), [({"ceiling": 64}, "budget"), ({}, "length")])
+async def test_who_cut_an_answer(budget, outcome):
+    """An answer that meets the relay's budget ends in `budget`, one that meets the client's limit in `length`."""
+    fields = {} if budget else {"max_tokens": 30}
+    async with world(model(words=500), budgets={**CUT, **budget}) as (relay, _):
+        await asked(relay, **fields)
+        record = await relay.only_record()
+        assert (record.outcome.value, record.finish_reason) == (outcome, "length")
+
+
+async def test_a_models_own_limit_is_no_budget():
+    """Where the model's own limit was what held, the outcome is `length`."""
+    async with world(model(words=500), models=({**PLAIN, "max_output": 40},)) as (relay, _):
+        await asked(relay)
+        assert (await relay.only_record()).outcome.value == "length"
+
+
+async def test_hidden_reasoning_of_a_model_that_was_not_known_to_reason():
+    """The first answer may be all reasoning; then there is room for it, though the policy says nothing of it."""
+    async with world(model(words=50, hidden=400), budgets={**CUT, "ceiling": 64}) as (relay, _):
+        texts = [(await asked(relay)).body.count(b"word ") for _ in range(6)]
+    assert texts[0] == 0
+    assert texts[-1] == 50
+
+
+async def test_answers_that_were_cut_are_lower_bounds():
+    """A client that always cuts at 10 does not teach that answers have 10 tokens."""
+    async with world(model(words=500), budgets={**CUT, "quantile": 0.5}) as (relay, ups):
+        for _ in range(10):
+            await asked(relay, max_tokens=10)
+        await asked(relay)
+        assert sent(ups[0])["max_tokens"] > 20
+
+
+async def test_several_answers_count_each():
+    """With n = 4 the length of one answer is learned, not of all together."""
+    async with world(model(words=70), budgets={**CUT, "floor": 1, "quantile": 0.8}) as (relay, ups):
+        for _ in range(60):
+            await asked(relay, n=4)
+        assert 70 <= sent(ups[0])["max_tokens"] < 100
+
+
+async def test_prompts_are_calibrated():
+    """What the upstream counted corrects how the relay estimates that model's prompts."""
+    async with world(model(words=5)) as (relay, _):
+        before = relay.pipeline.experience.prompts.factor("first")
+        await asked(relay)
+        assert relay.pipeline.experience.prompts.factor("first") > before
+
+
+async def test_a_reload_keeps_what_was_learned():
+    """A new policy sets its budgets by what was seen under the old one."""
+    async with world(model(words=70), budgets={**CUT, "floor": 1, "quantile": 0.8}) as (relay, ups):
+        for _ in range(60):
+            await asked(relay)
+        text = policy(
+            ups[0].base_url,
+            models={"first": {"provider": "first", **PLAIN}},
+            budgets={**CUT, "floor": 80, "quantile": 0.8},
+        )
+        relay.pipeline.policy = load({"p": text}, ENVIRON)
+        answer = await asked(relay)
+        assert b"source=cell" in (answer.header(b"x-relay-budget") or b"")
+        assert 80 <= sent(ups[0])["max_tokens"] < 110
+
+
+async def test_a_client_that_leaves_gives_its_reservation_back():
+    """What was reserved for answers that ended in whatever way is settled, so that nothing leaks from the key."""
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    keys = {"team": {"sha256": digest, "limits": {"tokens_per_min": 100_000}}}
+    bearer = ("authorization", f"Bearer {KEY}")
+    clock = FakeClock()
+    async with contextlib.AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(Upstream(model(words=5)))
+        text = policy(upstream.base_url, budgets={**CUT, "floor": 3000}, keys=keys, access={"open": False})
+        relay = await stack.enter_async_context(serve(text, clock=clock))
+        answers = await asyncio.gather(*(asked(relay, bearer, stream=number % 2 == 0) for number in range(12)))
+        assert [answer.status for answer in answers] == [200] * 12
+        for number in range(12):
+            await relay.records.at(number)
+        used = 12 * (PROMPT_TOKENS + 5)
+        assert (await asked(relay, bearer, max_tokens=100_000 - used - 200)).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_reasoning_that_is_sent_along_counts_as_headroom(stream):
+    """Servers that send reasoning as text and do not count it apart are understood all the same."""
+    message = {"role": "assistant", "content": "x" * 40, "reasoning_content": "y" * 360}
+    usage = {"prompt_tokens": 5, "completion_tokens": 1000}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    whole = chat.whole(json.dumps({"choices": [choice], "usage": usage}).encode())
+    events = [
+        chat.chunk({"reasoning_content": "y" * 360}),
+        chat.chunk({"content": "x" * 40}),
+        chat.STOP,
+        chat.usage(5, 1000),
+        chat.DONE,
+    ]
+    streamed = chat.stream_head() + b"".join(map(chat.framed, events)) + chat.LAST_CHUNK
+    async with world(always(send(streamed if stream else whole))) as (relay, _):
+        await asked(relay, stream=stream)
+        await relay.only_record()
+        learned = relay.pipeline.experience.snapshot(relay.pipeline.clock.wall())
+    (visible,) = {round(cell.lengths.total) for cell in learned.answers}
+    (hidden,) = {round(cell.lengths.total) for cell in learned.reasoning}
+    assert (visible, hidden) == (100, 900)

@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.messages import AttemptRecord, Decision, Outcome, RequestRecord, Usage, Wants, Weighed
+from relay.messages import AttemptRecord, Budget, Decision, Outcome, RequestRecord, Usage, Wants, Weighed
 from relay.telemetry.decisions import DecisionLog, decode, encode
 from relay.telemetry.events import FLUSH_BYTES, FLUSH_S
 from tests.fakes import FakeClock
@@ -81,6 +81,9 @@ records = st.builds(
     policy=texts,
     decision=st.none() | decisions,
     wants=st.none() | wants,
+    intent=texts,
+    confidence=numbers,
+    budget=st.none() | st.builds(Budget, counts, counts, counts, counts, st.just("cell"), cell=st.just(("code",))),
 )
 
 
@@ -100,6 +103,25 @@ def test_fingerprints_are_keyed():
     assert found[0] == found[1]
     assert len({fingerprint for fingerprint, _ in found} | {b"prefix_1"}) == 4
     assert {tokens for _, tokens in found} == {1024}
+
+
+def test_the_fingerprint_of_an_application_is_keyed():
+    """A budget's cell names the application by another print than the one that a guessed system prompt would have."""
+    cells = (
+        ("small", "team", "print_1"),
+        ("code", "small", "team", "print_1"),
+        ("code", "small"),
+        ("small", "team", ""),
+    )
+    found = []
+    for cell in cells:
+        line = encode(record(budget=Budget(1, 1, 0, 1, "cell", cell=cell)), SECRET)
+        assert b"print_1" not in line
+        (one,) = decode([line])[0]
+        found.append(one.budget.cell if one.budget else ())
+    assert [cell[:-1] for cell in found] == [cell[:-1] for cell in cells]
+    assert found[0][-1] == found[1][-1]
+    assert found[2:] == list(cells[2:])
 
 
 @given(st.binary(max_size=60).filter(bytes.strip), st.integers(1, 300))

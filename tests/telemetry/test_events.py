@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from relay.messages import AttemptRecord, Outcome, Usage
+from relay.messages import AttemptRecord, Budget, Outcome, Usage
 from relay.telemetry.events import FLUSH_BYTES, FLUSH_S, LEVEL_OF, EventLog, console_line
 from tests.fakes import FakeClock
 from tests.telemetry.records import SERVED, record
@@ -62,6 +62,20 @@ def test_an_event_has_every_fact_of_the_record(written: Written, clock: FakeCloc
             "finish_reason": "stop",
         }
     ]
+
+
+def test_what_a_request_was_taken_for(written: Written, clock: FakeClock) -> None:
+    """Where the policy asks, intent and budget are in the line."""
+    log = EventLog(written.append, clock=clock)
+    log.record(record(intent="code", confidence=0.5, budget=Budget(900, 800, 100, 900, "cell")))
+    log.flush()
+    (event,) = written.events()
+    assert {name: event[name] for name in ("intent", "confidence", "budget", "budget_source")} == {
+        "intent": "code",
+        "confidence": 0.5,
+        "budget": 900,
+        "budget_source": "cell",
+    }
 
 
 def test_what_says_nothing_is_left_out(written: Written, clock: FakeClock) -> None:

@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from relay import __version__
-from relay.messages import AttemptRecord, Outcome, Usage
+from relay.messages import AttemptRecord, Budget, Outcome, Usage
 from relay.telemetry.metrics import (
     MAX_COUNTER_ROWS,
     MAX_HISTOGRAM_ROWS,
@@ -159,6 +159,21 @@ def test_tokens_are_counted_by_type(metrics: Metrics) -> None:
     assert value(samples, "gen_ai_client_token_usage_sum", gen_ai_token_type="output") == 21
 
 
+def test_budgets_are_counted_by_intent(metrics: Metrics) -> None:
+    """Which budgets there were and whether they truncated; tokens granted and used only of the relay's own."""
+    own, clients = Budget(900, 800, 100, 1800, "cell"), Budget(50, 50, 0, 50, "client")
+    metrics.record(record(intent="code", budget=own))
+    metrics.record(record(intent="code", budget=own, outcome=Outcome.BUDGET))
+    metrics.record(record(intent="code", budget=clients, outcome=Outcome.LENGTH))
+    samples = scraped(metrics)
+    labels = {"intent": "code", "model": "small"}
+    assert value(samples, "relay_budgets_total", **labels, source="cell", result="kept") == 1
+    assert value(samples, "relay_budgets_total", **labels, source="cell", result="truncated") == 1
+    assert value(samples, "relay_budgets_total", **labels, source="client", result="kept") == 1
+    assert value(samples, "relay_budget_tokens_total", **labels, type="granted") == 3600
+    assert value(samples, "relay_budget_tokens_total", **labels, type="used") == 42
+
+
 def test_an_unknown_endpoint_is_an_operation_of_no_name(metrics: Metrics) -> None:
     """The operation is one of a closed set whatever path was called."""
     metrics.record(record(endpoint="/v1/moderations"))
@@ -299,6 +314,9 @@ ENDED = st.builds(
     ).map(tuple),
     usage=st.none() | st.builds(Usage, st.just(8), st.sampled_from([0, 1, 5]), estimated=st.booleans()),
     ttft_s=st.sampled_from([None, 0.5, 2.5]),
+    intent=st.sampled_from(["code", "creative"]),
+    budget=st.none()
+    | st.builds(Budget, st.just(8), st.just(8), st.just(0), st.just(8), st.sampled_from(["cell", "off"])),
 )
 """Requests of few kinds, so that some are alike; their times are sums of powers of two, which floats add exactly."""
 
