@@ -16,6 +16,7 @@ from tests.learned import HOME, pipeline, teach
 from tests.runtimes.processes import RelayProcess, relay
 from tests.servers.chat import completion, request_body, whole
 from tests.servers.client import ask, post
+from tests.servers.model import model
 from tests.servers.policies import policy
 from tests.servers.upstream import Upstream, always, send
 
@@ -75,18 +76,47 @@ async def test_routing_goes_on_where_it_was(folder: Path, tmp_path: Path) -> Non
             before = await expected_s(running)
             assert await ended(running) == 0
         (served_by,) = {answer.header(b"x-relay-model") for answer in asked}
-        model = (served_by or b"").decode()
-        assert before[model] < EXPECTED_S / 2
+        known_one = (served_by or b"").decode()
+        assert before[known_one] < EXPECTED_S / 2
         async with relay(folder, *flags, RELAY_REGION="eu") as running:
             assert (await expected_s(running)) == pytest.approx(before, rel=1e-3)
             (line,) = await running.logged("state_read")
             assert line["models"] == 1
         for other in ((*flags, "--region", "us"), ()):
             async with relay(folder, *other) as running:
-                assert (await expected_s(running))[model] > EXPECTED_S / 2
+                assert (await expected_s(running))[known_one] > EXPECTED_S / 2
 
 
 async def test_budgets_go_on_where_they_were(folder: Path, tmp_path: Path) -> None:
+    """A restarted relay gives an answer what it would have given it before; without state it begins anew."""
+    state = ("--state", str(tmp_path / "state"))
+    async with Upstream(model(words=100)) as upstream:
+        models = {"first": {"provider": "first", "features": ["tools"]}}  # it does not reason
+        text = policy(upstream.base_url, models=models, budgets={"extend": False})
+        (folder / "policy.toml").write_text(text)
+        async with relay(folder, *state) as running:
+            first = await budget(running)
+            for _ in range(60):
+                last = await budget(running)
+            assert await ended(running) == 0
+        async with relay(folder, *state) as running:
+            after = await budget(running)
+            assert await ended(running) == 0
+        async with relay(folder) as running:
+            anew = await budget(running)
+    assert (first, first[1]) == (anew, "prior")
+    assert (after[1], after[0]) == ("cell", pytest.approx(last[0], rel=0.11))  # a bucket
+    assert after[0] < first[0] / 2
+
+
+async def budget(running: RelayProcess) -> tuple[int, str]:
+    """What an answer is given, and where that comes from."""
+    answer = await ask(running.port, post(request_body()))
+    tokens, _, source = (answer.header(b"x-relay-budget") or b"").decode().partition("; source=")
+    return int(tokens), source
+
+
+async def test_nothing_is_lost_or_doubled(folder: Path, tmp_path: Path) -> None:
     """Over restarts with two workers, one of them killed, and with one, what was learned stays what it was."""
     state, teacher = StateFolder(tmp_path / "state", 1), pipeline(FakeClock(wall=time.time()))
     teach(teacher)
