@@ -17,7 +17,6 @@ from starlette.routing import Route
 from relay.dialects import DIALECTS
 from relay.errors import AuthenticationFailed, InvalidRequest, RelayError
 from relay.exchange import CHAT_DIALECT, body_too_large
-from relay.explain import explained
 from relay.head import Head
 
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ def explaining(pipeline: Pipeline) -> Callable[[Request], Awaitable[Response]]:
             body += piece
             if len(body) > max_body_bytes:
                 raise body_too_large(max_body_bytes)
-        return JSONResponse(explained(*pipeline.explain(Head(CHAT_PATH, request.headers.raw), bytes(body))))
+        return JSONResponse(pipeline.explain(Head(CHAT_PATH, request.headers.raw), bytes(body)))
 
     return explain
 

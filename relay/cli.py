@@ -28,7 +28,7 @@ from relay.budget_report import reported
 from relay.config import load_settings
 from relay.dialects import DIALECTS
 from relay.errors import ConfigurationError, Finding, RelayError, UnknownModel
-from relay.explain import explained
+from relay.explain import explained, sized
 from relay.limits.experience import Experience
 from relay.policy import load
 from relay.policy.decide import Chooser
@@ -441,7 +441,8 @@ def _explained(
     sizer = None if policy.intents is None else Sizer(policy.intents, Experience())
     sizing = None if sizer is None else sizer.size(request, dialect, key.name if key else "")
     wants = wants_of(request, route, dialect, headers, key, sizing)
-    return explained(Chooser(route, upstreams).decide(wants, 0.0, rng), wants)
+    decision = Chooser(route, upstreams).decide(wants, 0.0, rng)
+    return explained(decision, wants) | (sized(sizing, route.candidates) if sizing else {})
 
 
 def _print_decision(shown: dict[str, Any]) -> None:
@@ -462,6 +463,25 @@ def _print_decision(shown: dict[str, Any]) -> None:
     console.print(table)
     if shown["order"]:
         console.print(f"{shown['order'][0]} is first by {shown['first_by']}.")
+    if "intent" in shown:
+        _print_sizes(shown, console)
+
+
+def _print_sizes(shown: dict[str, Any], console: Console) -> None:
+    intent = shown["intent"]
+    console.print(f"\nTaken for {intent['label']}, confidence {intent['confidence']:g}", end="")
+    console.print("." if intent["treated_as"] == intent["label"] else f"; treated as {intent['treated_as']}.")
+    said = ", ".join(f"{said['feature']!r} {said['weight']:+.2f}" for said in intent["spoke"])
+    console.print(f"What spoke: {said or 'nothing'}.")
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("model", "limit", "visible", "headroom", *shown["budgets"][0]["expected"], "source", "cell"):
+        table.add_column(column, overflow="fold")
+    for row in shown["budgets"]:
+        numbers = [str(row[name]) if row[name] is not None else "none" for name in ("limit", "visible", "headroom")]
+        source = ", ".join((row["source"], *row["clamps"]))
+        cell = " / ".join(part or "-" for part in row["cell"]) or "-"
+        table.add_row(row["model"], *numbers, *map(str, row["expected"].values()), source, cell)
+    console.print(table)
 
 
 def _checked(folder: Path) -> tuple[Policy | None, Sequence[Finding]]:

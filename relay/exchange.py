@@ -15,7 +15,7 @@ import logging
 import traceback
 from itertools import chain
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relay.attempt import NO_HEADERS, OK, AnswerAttempt, Attempt, StreamAttempt, Trial
 from relay.dialects import DIALECTS
@@ -38,6 +38,7 @@ from relay.errors import (
     UpstreamRefused,
     may_retry,
 )
+from relay.explain import explained, sized
 from relay.lessons import account, judge, learn
 from relay.messages import Attempt as Planned
 from relay.messages import (
@@ -203,8 +204,8 @@ class Exchange:
             return False
         return True
 
-    def explain(self, body: bytes) -> tuple[Decision, Wants]:
-        """Decide as for a request with that body, and send nothing.
+    def explain(self, body: bytes) -> dict[str, Any]:
+        """Decide as for a request with that body, send nothing, and say everything that decided.
 
         Raises:
             RelayError: as the request would be refused before anything is decided.
@@ -215,7 +216,8 @@ class Exchange:
         chooser = Chooser(route, self._served.upstreams)  # of its own: explorations are for requests that are sent
         self._sizing = self._size(request)
         self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key, self._sizing)
-        return chooser.decide(self._wants, self._pipeline.clock.now(), self._pipeline.rng), self._wants
+        decision = chooser.decide(self._wants, self._pipeline.clock.now(), self._pipeline.rng)
+        return explained(decision, self._wants) | (sized(self._sizing, route.candidates) if self._sizing else {})
 
     def refuse(self, error: RelayError) -> None:
         """Answer with an error without having run."""

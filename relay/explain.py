@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from relay.messages import Decision, RequestRecord, Wants, Weighed
+    from relay.policy.compiled import Model
+    from relay.sizing import Sizing
+
+QUANTILES = (0.5, 0.9, 0.95, 0.99)
+"""Of expected lengths that are shown."""
 
 _log = logging.getLogger("relay.decisions")
 
@@ -24,12 +31,52 @@ def explained(decision: Decision, wants: Wants) -> dict[str, Any]:
         "request": {
             "features": sorted(wants.features),
             "prompt_tokens": wants.prompt_tokens,
-            "output_tokens": wants.output_tokens,
+            "output_tokens": round(wants.output_tokens, 1),
             "limit_tokens": wants.limit_tokens,
             "min_tier": wants.min_tier,
             "prefer": wants.prefer,
         },
         "candidates": [_candidate(weighed) for weighed in decision.candidates],
+    }
+
+
+def sized(sizing: Sizing, models: Sequence[Model]) -> dict[str, Any]:
+    """What a request was taken for, and what each model's answer would be given; lengths are tokens.
+
+    The features that spoke are pieces of the prompt, and cells name its application: for its sender alone.
+
+    Args:
+        sizing: of the request.
+        models: candidates of its route.
+    """
+    return {
+        "intent": {
+            "label": sizing.intent.label,
+            "confidence": sizing.intent.confidence,
+            "treated_as": sizing.label,
+            "spoke": [{"feature": feature, "weight": weight} for feature, weight in sizing.spoken()],
+        },
+        "budgets": [_budget(sizing, model) for model in models],
+    }
+
+
+def _budget(sizing: Sizing, model: Model) -> dict[str, Any]:
+    budget, shape = sizing.budget(model), sizing.shape(model)
+    expected = sizing.expected(model, QUANTILES)
+    return {
+        "model": model.name,
+        "limit": budget.limit,
+        "visible": budget.visible,
+        "headroom": budget.headroom,
+        "reserve": budget.reserve,
+        "source": budget.source,
+        "clamps": list(budget.clamps),
+        "cell": list(budget.cell),
+        "quantile": round(budget.quantile, 4),
+        "expected": {f"p{round(100 * q)}": round(tokens) for q, tokens in zip(QUANTILES, expected, strict=True)},
+        "prompt_tokens": sizing.prompt_tokens(model.name),
+        "effort": shape.effort,
+        "verbosity": shape.verbosity,
     }
 
 

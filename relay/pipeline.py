@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from relay.client import Nobody
 from relay.errors import ShuttingDown
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from relay.client import Client
     from relay.clock import Clock, Timer
     from relay.head import Head
-    from relay.messages import Decision, RequestRecord, Wants
+    from relay.messages import RequestRecord
     from relay.policy.compiled import Policy
     from relay.stores.base import Store
     from relay.transports.base import Transport
@@ -113,7 +113,7 @@ class Pipeline:
             self._timer = self.clock.call_later(TICK_S, self._tick)
         return exchange
 
-    def explain(self, head: Head, body: bytes) -> tuple[Decision, Wants]:
+    def explain(self, head: Head, body: bytes) -> dict[str, Any]:
         """What would be decided for a request; nothing is sent, and nothing is kept of it.
 
         Raises:

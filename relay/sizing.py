@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from relay.intent import classify
+from relay.intent import classify, spoken
 from relay.limits import lengths, prompt_tokens
 from relay.limits.budgets import Request, thinking_tokens
 from relay.limits.lengths import Place
 from relay.messages import Intent, Shape
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from relay.dialects.base import Dialect
     from relay.limits.experience import Experience
     from relay.messages import Budget, ChatRequest, Usage
@@ -156,6 +158,14 @@ class Sizing:
         return self._experience.extension(
             self.rules.budget, self._asked(model), place, budget, written=written, number=number
         )
+
+    def spoken(self) -> list[tuple[str, float]]:
+        """Which features of the request spoke most for its intent; they are pieces of the prompt."""
+        return spoken(msgspec.json.decode(self._dialect.gist(self._request).body))
+
+    def expected(self, model: Model, quantiles: Sequence[float]) -> list[float]:
+        """How long the answer is expected to be, tokens, without the slack and the widening that a budget has."""
+        return self._experience.answers.quantiles(self._place(model.name), quantiles)
 
     def described(self) -> str:
         """What the request is treated as, for a header."""

@@ -207,8 +207,8 @@ prefer = true
 """
 
 
-def explain(tmp_path: Path, *flags: str, **fields: Any) -> Any:
-    (tmp_path / "p.toml").write_text(EXPLAINED)
+def explain(tmp_path: Path, *flags: str, policy: str = EXPLAINED, **fields: Any) -> Any:
+    (tmp_path / "p.toml").write_text(policy)
     request = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "hi"}], **fields})
     return CliRunner().invoke(main, ["explain", "-", "--policy", str(tmp_path), *flags], input=request)
 
@@ -229,6 +229,23 @@ def test_explain_as_a_table(tmp_path) -> None:
     assert result.exit_code == 0
     assert "features: tools" in result.stdout
     assert "dear is first by score." in result.stdout
+
+
+def test_explain_says_what_a_request_is_for(tmp_path) -> None:
+    """With budgets, intent and what spoke for it, and for each model the limit and why it is that."""
+    messages = [{"role": "user", "content": "Write a python function that sorts a list"}]
+    policy = EXPLAINED + "[budgets]\nextend = false\n"
+    shown = json.loads(explain(tmp_path, "--format", "json", policy=policy, messages=messages).stdout)
+    assert shown["intent"]["label"] == shown["intent"]["treated_as"] == "code"
+    assert "python" in [said["feature"] for said in shown["intent"]["spoke"]]
+    assert [row["model"] for row in shown["budgets"]] == ["dear", "cheap"]
+    row = shown["budgets"][0]
+    assert row["limit"] == row["visible"] + row["headroom"]
+    assert (row["source"], row["cell"], row["clamps"]) == ("prior", [], [])
+    assert list(row["expected"]) == ["p50", "p90", "p95", "p99"]
+    table = explain(tmp_path, policy=policy, messages=messages).stdout
+    assert "Taken for code" in table
+    assert "'python'" in table
 
 
 def test_explain_says_what_is_wrong(tmp_path) -> None:

@@ -208,6 +208,10 @@ class Lengths:
         """Tokens that the answer will have on average."""
         return self._nearest(place)[1].believed.mean()
 
+    def quantiles(self, place: Place, quantiles: Iterable[float]) -> list[float]:
+        """Tokens that these shares of answers will not exceed."""
+        return [self._nearest(place)[1].believed.quantile(quantile) for quantile in quantiles]
+
     def expect_more(self, place: Place, quantile: float, written: int) -> float:
         """How many tokens more an answer takes that has `written` by now and has not ended.
 

@@ -210,6 +210,20 @@ async def test_candidates_below_the_tier_are_a_last_resort():
         assert [len(upstream.received) for upstream in ups] == [1, 1]
 
 
+async def test_a_running_relay_explains():
+    """POST /relay/explain says the intent and the budget that the request would have, with what was learned."""
+    async with world(model(words=70), budgets={**CUT, "floor": 1, "quantile": 0.8}) as (relay, ups):
+        for _ in range(60):
+            await asked(relay)
+        shown = (await ask(relay.port, post(chat.request_body(), path="/relay/explain"))).json()
+        await asked(relay)
+        (row,) = shown["budgets"]
+        assert row["limit"] == sent(ups[0])["max_tokens"]
+        assert (row["source"], row["cell"][1:]) == ("cell", ["first", "", ""])
+        assert row["expected"]["p50"] == pytest.approx(70, rel=0.05)
+        assert shown["intent"].keys() == {"label", "confidence", "treated_as", "spoke"}
+
+
 async def test_lengths_are_learned():
     """What answers had becomes the next one's budget; the answer says so, and the record and the metrics do."""
     async with world(model(words=70), budgets={**CUT, "floor": 1, "quantile": 0.8}) as (relay, ups):
