@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from relay.client import Client
-    from relay.dialects.base import Answer, Dialect, StreamReader
+    from relay.dialects.base import Answer, Dialect, SegmentReader, StreamReader
     from relay.messages import Headers, Usage
     from relay.transports.base import Call
 
@@ -244,6 +244,11 @@ class Attempt:
     # --- what differs ---
 
     @property
+    def held(self) -> bytes:
+        """What the client gets if nothing follows this attempt: it may be one of several that make an answer."""
+        return b""
+
+    @property
     def usage(self) -> Usage | None:
         """As the upstream counted; None if it did not (yet)."""
         raise NotImplementedError
@@ -400,6 +405,33 @@ class StreamAttempt(Attempt):
         if now - self.trial.started_at < limit_s:
             return None
         return FirstTokenTimeout(f"The upstream of {self.trial.model.name!r} sent no output within {limit_s:g} s.")
+
+
+class SegmentAttempt(StreamAttempt):
+    """A stream that may be one of several that make an answer: whether it is the last, the exchange decides.
+
+    It has ended well (`ended` is None) also where its reader holds the end back.
+
+    Attributes:
+        reader: reads the stream, and joins it to those before it.
+    """
+
+    __slots__ = ()
+
+    reader: SegmentReader
+
+    @property
+    def held(self) -> bytes:
+        """See `relay.dialects.base.SegmentReader`."""
+        return self.reader.held
+
+    def _serve(self, last: bytes) -> None:
+        if not self.reader.held:
+            super()._serve(last)
+            return
+        if last:
+            self._client.write(last)
+        self.ended.set_result(None)
 
 
 class AnswerAttempt(Attempt):

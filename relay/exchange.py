@@ -17,7 +17,8 @@ from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from relay.attempt import NO_HEADERS, OK, AnswerAttempt, Attempt, StreamAttempt, Trial
+from relay.attempt import NO_HEADERS, OK, AnswerAttempt, Attempt, SegmentAttempt, StreamAttempt, Trial
+from relay.continuation import Continuation
 from relay.dialects import DIALECTS
 from relay.errors import (
     AuthenticationFailed,
@@ -122,6 +123,7 @@ class Exchange:
         "_attempt",
         "_attempts",
         "_begun",
+        "_continuation",
         "_deadline",
         "_decision",
         "_drain_until",
@@ -161,6 +163,7 @@ class Exchange:
         self._route: Route | None = None
         self._attempt: Attempt | None = None  # the latest, or the one that won
         self._race: Race | None = None
+        self._continuation: Continuation | None = None  # where the answer may have several segments
         self._begun = 0  # attempts so far
         self._attempts: list[AttemptRecord] = []
         self._status = 0  # of the answer; 0 until its head is sent
@@ -423,10 +426,12 @@ class Exchange:
         failure: RelayError | None = None
         too_small: list[Model] = []  # for this prompt
         queue = list(planned_attempts)
+        if served.policy.streams.recover and request.stream and self.dialect.may_continue(request):
+            self._continuation = Continuation(self.dialect, recover=True)
         while queue:
             planned = queue.pop(0)
             model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]
-            if too_small and not all(_is_larger(model, small) for small in too_small):
+            if (too_small or self._continuation is not None) and not self._may_ask(model, too_small):
                 continue
             backoff_s = pipeline.rng.uniform(0, planned.backoff_s) if planned.backoff_s else 0.0
             ready_at = max(now + backoff_s, upstream.not_before)
@@ -451,12 +456,28 @@ class Exchange:
             now = pipeline.clock.now()
             if not self._may_go_on(failure, too_small):
                 break
-        raise failure or _none_left(route, left_out, served.upstreams, now)
+        raise self._broken_by() or failure or _none_left(route, left_out, served.upstreams, now)
+
+    def _may_ask(self, model: Model, too_small: list[Model]) -> bool:
+        """Whether a model can serve what is to be asked next."""
+        if model.continuation == "none" and self._continuation is not None and self._continuation.so_far is not None:
+            return False
+        return all(_is_larger(model, small) for small in too_small)
+
+    def _broken_by(self) -> RelayError | None:
+        """What broke off the answer that the client has a part of, and that nobody could go on with."""
+        continuation = self._continuation
+        if continuation is None or continuation.last is None:
+            return None
+        self._attempt = continuation.last
+        return continuation.broken_by
 
     def _race_for(self, request: ChatRequest, route: Route) -> Race | None:
         """A race if this request may be asked twice at a time at all."""
         if route.hedge is None or self._wants is None or not request.stream or self.head.fields.get(HEDGE) == b"never":
             return None
+        if self._continuation is not None and self._continuation.so_far is not None:
+            return None  # somebody is reading: what two models would write next differs
         return Race(self, self._served, route, self._wants, self._pipeline.clock)
 
     def _usual(self, model: Model, queue: list[Planned]) -> Model:
@@ -466,10 +487,13 @@ class Exchange:
 
     def _may_go_on(self, failure: RelayError, too_small: list[Model]) -> bool:
         """Whether another attempt may follow; notes a model whose context was too small."""
-        if self._attempt is None or self._attempt.committed:
+        attempt = self._attempt
+        if isinstance(attempt, SegmentAttempt) and self._continuation is not None and attempt.committed:
+            return self._continuation.take(attempt, failure, attempt.usage or self._estimated_usage(attempt))
+        if attempt is None or attempt.committed:
             return False
         if isinstance(failure, UpstreamRefused) and failure.too_long:
-            too_small.append(self._attempt.trial.model)
+            too_small.append(attempt.trial.model)
             return True
         return may_retry(failure)
 
@@ -498,6 +522,7 @@ class Exchange:
         if request is None:
             raise AssertionError("an attempt begins behind the request's reading")
         pipeline, provider, now = self._pipeline, model.provider, self._pipeline.clock.now()
+        continuation = self._continuation
         tokens = self._wants.prompt_tokens + self._wants.output_tokens if self._wants else 0.0
         self._begun += 1
         probe = self._served.upstreams[model.name].start(now, tokens)
@@ -509,7 +534,10 @@ class Exchange:
         if request.stream:
             hide_usage = provider.ask_usage and not request.wants_usage
             reader = self.dialect.stream_reader(choices=request.choices, hide_usage=hide_usage)
-            attempt = StreamAttempt(self, trial, ended, reader)
+            if continuation is None:
+                attempt = StreamAttempt(self, trial, ended, reader)
+            else:
+                attempt = SegmentAttempt(self, trial, ended, continuation.reader(reader, model))
         else:
             attempt = AnswerAttempt(self, trial, ended)
         if not hedge:
@@ -521,6 +549,8 @@ class Exchange:
             ask_usage=provider.ask_usage,
             shape=sizing.shape(model) if sizing else None,
         )
+        if continuation is not None:
+            body = continuation.request(body, model)
         endpoint = self._served.endpoints[provider.name]
         attempt.call = pipeline.transport.send(UpstreamRequest(endpoint, self._forwarded(provider), body), attempt)
         if self._paused:
@@ -565,6 +595,7 @@ class Exchange:
                 ttft_s=ttft_s,
                 duration_s=now - trial.started_at,
                 hedge=trial.hedge,
+                segment=1 if self._continuation is None else self._continuation.segment,
             )
         )
         judge(upstream, attempt, failure, now)
@@ -601,7 +632,7 @@ class Exchange:
     def _answered(self) -> bool:
         """The client has all of its answer, though the record may not be written yet."""
         attempt = self._attempt
-        return attempt is not None and attempt.ended.done() and attempt.ended.result() is None
+        return attempt is not None and attempt.ended.done() and attempt.ended.result() is None and not attempt.held
 
     # --- towards the client ---
 
@@ -673,8 +704,9 @@ class Exchange:
         if isinstance(error, ClientGone):
             return
         if self._status:
-            told = self._attempt is not None and self._attempt.client_told
-            self.client.end(b"" if told else self.dialect.encode_error_event(error))
+            attempt = self._attempt
+            told = attempt is not None and attempt.client_told
+            self.client.end(attempt.held if attempt is not None and told else self.dialect.encode_error_event(error))
             return
         body = self.dialect.encode_error(error)
         headers = self._answer_head(stream=False) + error.headers()
@@ -686,15 +718,22 @@ class Exchange:
     # --- the end ---
 
     def _usage(self) -> Usage | None:
-        """What the answer used: as the upstream counted, else estimated from what it sent; None for no output."""
-        attempt = self._attempt
+        """What the answer used, all segments together; None for no output."""
+        attempt, continuation = self._attempt, self._continuation
         if attempt is None or self._request is None:
             return None
-        usage = attempt.usage
-        if usage is not None or not attempt.output_chars:
+        if continuation is None or continuation.so_far is None:
+            return attempt.usage or (self._estimated_usage(attempt) if attempt.output_chars else None)
+        usage = continuation.so_far.usage
+        if attempt is continuation.last or not attempt.committed:
             return usage
+        return usage.continued(attempt.usage or self._estimated_usage(attempt))
+
+    def _estimated_usage(self, attempt: Attempt) -> Usage:
+        """What an attempt used whose upstream did not say: from what was sent to it, and what it sent."""
+        read = len(self._request.body) if self._request is not None else 0
         return Usage(
-            prompt_tokens=-(-len(self._request.body) // BYTES_PER_TOKEN),
+            prompt_tokens=-(-read // BYTES_PER_TOKEN),
             completion_tokens=-(-attempt.output_chars // BYTES_PER_TOKEN),
             estimated=True,
         )
@@ -702,7 +741,7 @@ class Exchange:
     async def _settle(self, usage: Usage | None) -> None:
         """Give back what was reserved and not used."""
         if self._lease is not None:
-            spent = usage.prompt_tokens + usage.completion_tokens if usage else 0
+            spent = usage.total_tokens if usage else 0
             await self._pipeline.store.settle(self._lease, spent, self._pipeline.clock.now())
 
     def _learn(self, attempt: Attempt, usage: Usage, error: RelayError | None) -> bool:
@@ -719,7 +758,13 @@ class Exchange:
 
     def _close(self, error: RelayError | None, usage: Usage | None) -> None:
         self.closed = True
-        attempt, head, sizing = self._attempt, self.head, self._sizing
+        attempt, head, sizing, continuation = self._attempt, self.head, self._sizing, self._continuation
+        first_at = attempt.committed_at if attempt is not None else None
+        segments = 0 if first_at is None else 1
+        if continuation is not None and continuation.so_far is not None:
+            segments += continuation.so_far.segments - (attempt is continuation.last)
+            attempt = continuation.last if first_at is None else attempt
+            first_at = continuation.began_at
         model = attempt.trial.model if attempt is not None and attempt.committed else None
         finish_reason = attempt.finish_reason if attempt is not None else None
         met_budget = attempt is not None and usage is not None and self._learn(attempt, usage, error)
@@ -729,7 +774,6 @@ class Exchange:
             outcome = Outcome.BUDGET if met_budget else Outcome.LENGTH
         else:
             outcome = Outcome.COMPLETED
-        first_at = attempt.committed_at if attempt is not None else None
         record = RequestRecord(
             id=self.id.decode("ascii"),
             at=self._wall,
@@ -754,8 +798,10 @@ class Exchange:
             intent=sizing.label if sizing else "",
             confidence=sizing.intent.confidence if sizing else 0.0,
             budget=attempt.trial.budget if attempt is not None else None,
+            segments=segments,
         )
-        self._attempt = self._race = None  # which know this exchange: no cycles are left for the collector
+        # These know this exchange: no cycles are left for the collector.
+        self._attempt = self._race = self._continuation = None
         self._pipeline.close_exchange(self, record)
 
 

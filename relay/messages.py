@@ -10,6 +10,9 @@ import msgspec
 Headers = list[tuple[bytes, bytes]]
 """Header fields in order, names in lower case, repeats kept."""
 
+Continuing = Literal["instruction", "continue_final_message", "prefix", "prefill", "none"]
+"""How a model is asked to go on with an answer that was broken off; see `relay.policy.schema.Model.continuation`."""
+
 
 class Outcome(StrEnum):
     """How a request ended. Exactly one per request; see docs/architecture.md for what leads to each."""
@@ -67,6 +70,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
         cached_tokens: the part of `prompt_tokens` served from the provider's prompt cache.
         reasoning_tokens: the part of `completion_tokens` spent on hidden reasoning.
         estimated: True if the upstream sent no usage and the relay counted what it saw.
+        continuation_prompt_tokens: tokens read again by the requests that continued the answer; not a part of
+            `prompt_tokens`.
     """
 
     prompt_tokens: int
@@ -74,6 +79,23 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     estimated: bool = False
+    continuation_prompt_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """All that was read and written, continuations included."""
+        return self.prompt_tokens + self.completion_tokens + self.continuation_prompt_tokens
+
+    def continued(self, more: Usage) -> Usage:
+        """Of an answer that went on with a segment of that usage: one prompt, and all that was written."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens + more.completion_tokens,
+            cached_tokens=self.cached_tokens,
+            reasoning_tokens=self.reasoning_tokens + more.reasoning_tokens,
+            estimated=self.estimated or more.estimated,
+            continuation_prompt_tokens=self.continuation_prompt_tokens + more.prompt_tokens,
+        )
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
@@ -368,6 +390,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
         ttft_s: seconds from its start to the first real output (stream) or the whole answer; None if none came.
         duration_s: seconds from its start to its end.
         hedge: it was started beside another one.
+        segment: which segment of the answer it was asked for, from 1.
     """
 
     model: str
@@ -377,6 +400,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     ttft_s: float | None
     duration_s: float
     hedge: bool = False
+    segment: int = 1
 
 
 class RequestRecord(msgspec.Struct, frozen=True, gc=False):
@@ -406,6 +430,7 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
         intent: the label it was treated as; "" if the policy does not ask.
         confidence: how sure the classifier was of what it took it for.
         budget: what the answer was given; None if the policy sets none.
+        segments: pieces that the client's answer was put together from; 1 as a rule, 0 if nothing came.
     """
 
     id: str
@@ -431,3 +456,4 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     intent: str = ""
     confidence: float = 0.0
     budget: Budget | None = None
+    segments: int = 1

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from relay.messages import Usage
+from relay.wire.splice import Fields
 
 if TYPE_CHECKING:
     from relay.errors import RelayError, UpstreamFailure, UpstreamRefused
-    from relay.messages import ChatRequest, Headers, Reasoning, Shape
+    from relay.messages import ChatRequest, Continuing, Headers, Reasoning, Shape
     from relay.wire.gist import Gist
 
 
@@ -31,27 +32,39 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 class StreamReader(Protocol):
-    """Reads one upstream stream and says what may go to the client.
+    """Reads one upstream stream and says what may go to the client."""
 
-    Attributes:
-        finished: a terminal event was seen.
-        done: the terminator was seen, so nothing more can follow.
-        finish_reason: of the first choice that ended.
-        output_chars: characters of output seen.
-        reasoning_chars: those of them that are reasoning.
-        output_events: events that carried real output: a content, reasoning, refusal or tool delta.
-        failure: what ended the stream, if anything did; nothing behind it is read. An UpstreamRefused is an error
-            event, which `feed` has returned; an UpstreamProtocolError is an event that is not JSON or is larger than
-            the bound, which it has not.
-    """
+    @property
+    def finished(self) -> bool:
+        """A terminal event was seen."""
 
-    finished: bool
-    done: bool
-    finish_reason: str | None
-    output_chars: int
-    reasoning_chars: int
-    output_events: int
-    failure: UpstreamFailure | None
+    @property
+    def done(self) -> bool:
+        """The terminator was seen, so nothing more can follow."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Of the first choice that ended."""
+
+    @property
+    def output_chars(self) -> int:
+        """Characters of output seen."""
+
+    @property
+    def reasoning_chars(self) -> int:
+        """Those of them that are reasoning."""
+
+    @property
+    def output_events(self) -> int:
+        """Events that carried real output: a content, reasoning, refusal or tool delta."""
+
+    @property
+    def failure(self) -> UpstreamFailure | None:
+        """What ended the stream, if anything did; nothing behind it is read.
+
+        An UpstreamRefused is an error event, which `feed` has returned; an UpstreamProtocolError is an event that is
+        not JSON or is larger than the bound, which it has not.
+        """
 
     @property
     def usage(self) -> Usage | None:
@@ -70,6 +83,43 @@ class StreamReader(Protocol):
         Raises:
             UpstreamTruncated: no terminal event was seen.
             UpstreamRefused: the last event, whose blank line was missing, is an error.
+        """
+
+
+class SoFar(msgspec.Struct, frozen=True):
+    """An answer that is to be continued, as its client has it.
+
+    Attributes:
+        text: what a reader of the answer sees; no reasoning.
+        mark: fields by which its chunks name it; each segment's must be the first one's.
+        usage: of all segments together.
+        segments: how many there were.
+    """
+
+    text: str
+    mark: Fields
+    usage: Usage
+    segments: int
+
+
+class SegmentReader(StreamReader, Protocol):
+    """Reads one segment of an answer that may have several; what it returns joins the segments before it.
+
+    Attributes:
+        plain: nothing but text and reasoning came, so that the answer can go on in another segment.
+        held: what the client is owed if no segment follows: the terminal event and all behind it, where those of a
+            limit were to be held, or the upstream's error event; b"" if nothing.
+    """
+
+    plain: bool
+    held: bytes
+
+    def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
+        """The answer with this segment.
+
+        Args:
+            before: without it; None for the first.
+            usage: of this segment.
         """
 
 
@@ -138,6 +188,24 @@ class Dialect(Protocol):
 
     def stream_reader(self, *, choices: int, hide_usage: bool) -> StreamReader:
         """A reader for one attempt's stream of `choices` answers."""
+
+    def may_continue(self, request: ChatRequest) -> bool:
+        """Whether an answer to this request can have several segments, as long as it is plain text."""
+
+    def continue_request(self, body: bytes, text: str, style: Continuing) -> bytes:
+        """What `encode_request` returned, made into the request for the rest of an answer that begins with `text`."""
+
+    def segment_reader(
+        self, reader: StreamReader, so_far: SoFar | None, style: Continuing, *, hold_length: bool
+    ) -> SegmentReader:
+        """A reader for one segment.
+
+        Args:
+            reader: for the attempt's stream.
+            so_far: the answer before it; None for the first.
+            style: how the segment was asked for.
+            hold_length: hold a terminal event that says that a limit was met.
+        """
 
     def parse_answer(self, body: bytes) -> Answer:
         """Read a complete non-stream answer.

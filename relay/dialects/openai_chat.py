@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from relay.dialects.base import Answer
+from relay.dialects.openai_segments import FirstSegment, LaterSegment, continued
 from relay.errors import (
     MAX_FOREIGN_TEXT,
     InvalidRequest,
@@ -31,6 +32,9 @@ from relay.wire.sse import EventFramer, event_data, split_events
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from relay.dialects.base import SegmentReader, SoFar, StreamReader
+    from relay.messages import Continuing
 
 DONE = b"[DONE]"
 DONE_EVENT = b"data: [DONE]\n\n"
@@ -167,6 +171,13 @@ _REASONING_FIELDS = ("reasoning_effort", "reasoning", "thinking", "extra_body")
 """Where clients speak of hidden reasoning."""
 _RULES_THINKING_OUT = {"temperature", "top_p", "tools", "tool_choice"}
 _UNUSED = (b"", b"null", b"[]", b'"none"')
+_NOT_CONTINUED = {
+    "response_format": (b"", b"null", b'{"type":"text"}', b'{"type": "text"}'),
+    "modalities": (b"", b"null", b'["text"]'),
+    "audio": (b"", b"null"),
+    "logprobs": (b"", b"null", b"false"),
+}
+"""Fields that make answers which cannot be put together from several, and their values that do not."""
 _IMAGE_PART = re.compile(rb'"type"\s*:\s*"image_url"')
 _AUDIO_PART = re.compile(rb'"type"\s*:\s*"input_audio"')
 _AT_FIELD = re.compile(r"(?:at `\$\.|required field `)(\w+)")
@@ -228,7 +239,7 @@ class OpenAIChat:
             used.add("vision")
         if b'"input_audio"' in messages and _AUDIO_PART.search(messages):
             used.add("audio")
-        if messages.rfind(b'"assistant"') > messages.rfind(b'"user"') and _ends_with_assistant(messages):
+        if messages.rfind(b'"assistant"') > messages.rfind(b'"user"') and _ends_with_assistant(request.turns):
             used.add("prefill")
         return frozenset(used)
 
@@ -314,6 +325,28 @@ class OpenAIChat:
     def stream_reader(self, *, choices: int, hide_usage: bool) -> ChatStreamReader:
         """A reader for one attempt."""
         return ChatStreamReader(choices=choices, hide_usage=hide_usage)
+
+    def may_continue(self, request: ChatRequest) -> bool:
+        """Not JSON, sound or log probabilities, of one answer only, and none whose beginning the client wrote."""
+        fields = request.fields
+        return (
+            request.choices == 1
+            and bool(request.turns)
+            and all(bytes(fields.get(name, b"")) in plain for name, plain in _NOT_CONTINUED.items())
+            and not _ends_with_assistant(request.turns)
+        )
+
+    def continue_request(self, body: bytes, text: str, style: Continuing) -> bytes:
+        """See `relay.dialects.openai_segments.continued`."""
+        return continued(body, text, style)
+
+    def segment_reader(
+        self, reader: StreamReader, so_far: SoFar | None, style: Continuing, *, hold_length: bool
+    ) -> SegmentReader:
+        """See `relay.dialects.openai_segments`."""
+        if so_far is None:
+            return FirstSegment(reader, hold_length=hold_length)
+        return LaterSegment(reader, so_far, anchored=style == "instruction", hold_length=hold_length)
 
     def parse_answer(self, body: bytes) -> Answer:
         """Read a complete answer's finish reason and usage."""
@@ -548,10 +581,10 @@ class _Role(msgspec.Struct, gc=False):
     role: str | None = None
 
 
-def _ends_with_assistant(messages: bytes) -> bool:
+def _ends_with_assistant(turns: Sequence[msgspec.Raw]) -> bool:
     """Whether the last message is the beginning of the answer."""
     try:
-        return msgspec.json.decode(messages, type=list[_Role])[-1].role == "assistant"
+        return msgspec.json.decode(turns[-1], type=_Role).role == "assistant"
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, IndexError):
         return False
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from relay.messages import BudgetRules, Intent, KeyLimits
+from relay.messages import BudgetRules, Continuing, Intent, KeyLimits
 
 KEY_PREFIX = 8
 """Bytes of a key's digest by which it is looked up, before the whole digest is compared in constant time."""
@@ -157,6 +157,7 @@ class Model(msgspec.Struct, frozen=True, eq=False):
         expected: how fast it is taken to be before it was seen.
         effort: how it takes a reasoning effort: `reasoning_effort`, `thinking`, `thinking_config`, or `off` if not.
         verbosity: it takes the field `verbosity`.
+        continuation: how it is asked to go on with an answer that was broken off.
     """
 
     name: str
@@ -173,6 +174,7 @@ class Model(msgspec.Struct, frozen=True, eq=False):
     expected: Expectation = Expectation()
     effort: str = "reasoning_effort"
     verbosity: bool = False
+    continuation: Continuing = "instruction"
 
     @property
     def may_reason(self) -> bool:
@@ -401,12 +403,14 @@ class Streams(msgspec.Struct, frozen=True, gc=False):
         on_disconnect: `cancel` the upstream, or `drain` it to learn the true usage.
         drain_max_bytes: what is read at most after the client has gone.
         drain_max_s: how long it is read at most.
+        recover: go on with a stream that broke off, on the next candidate.
     """
 
     keep_alive_s: float | None = None
     on_disconnect: Literal["cancel", "drain"] = "cancel"
     drain_max_bytes: int = 1024 * 1024
     drain_max_s: float = 30.0
+    recover: bool = False
 
 
 class Key(msgspec.Struct, frozen=True, eq=False):

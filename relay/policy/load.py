@@ -279,6 +279,7 @@ class _Compiler:
                     expected=compiled.Expectation(table.expected.ttft_ms / 1000, table.expected.tokens_per_s),
                     effort=table.effort,
                     verbosity=table.verbosity,
+                    continuation=table.continuation,
                 )
         names = self._tables.names("models")
         if not names and self._tables.complete:

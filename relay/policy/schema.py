@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from relay.messages import INTENTS, BudgetRules, IntentLabel
+from relay.messages import INTENTS, BudgetRules, Continuing, IntentLabel
 from relay.policy import compiled
 
 if TYPE_CHECKING:
@@ -419,6 +419,12 @@ class Model(Table):
         examples=["thinking"],
     )
     verbosity: bool = Field(default=False, description="It takes the field verbosity.", examples=[True])
+    continuation: Continuing = Field(
+        default="instruction",
+        description="How it is asked to go on with an answer that was broken off: a message that says so, or the text "
+        "as the beginning of its answer. none: it is not asked.",
+        examples=["continue_final_message"],
+    )
 
 
 class Match(Table):
@@ -645,6 +651,12 @@ class Streams(Table):
     )
     drain_max_s: float = Field(
         default=_STREAMS.drain_max_s, gt=0, le=3600, description="Seconds that a drain takes at most.", examples=[30]
+    )
+    recover: bool = Field(
+        default=_STREAMS.recover,
+        description="When a stream breaks off behind its first output, have the next candidate go on with its text. "
+        "false: the client is told in band.",
+        examples=[True],
     )
 
 

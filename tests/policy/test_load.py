@@ -240,9 +240,9 @@ A_NAME = "a name: a letter or digit, then letters, digits and . _ : / @ + -, 128
 SAID = [
     # unknown keys and tables
     ("[model.large]", ["8: error: model: unknown key (did you mean models?); allowed are version, access, requests, streams, retries, providers, models, routes, keys, budgets, intents, classifier"]),
-    ('Upsteam = "x"', ["8: error: models.small.Upsteam: unknown key (did you mean upstream?); allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected, effort, verbosity"]),
+    ('Upsteam = "x"', ["8: error: models.small.Upsteam: unknown key (did you mean upstream?); allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected, effort, verbosity, continuation"]),
     ("timeouts = { ttft_s = 1 }", ["8: error: models.small.timeouts.ttft_s: unknown key (did you mean total_s?); allowed are connect_s, first_token_s, silence_s, total_s"]),
-    ('"[key]" = 1', ['8: error: models.small."[key]": unknown key; allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected, effort, verbosity']),
+    ('"[key]" = 1', ['8: error: models.small."[key]": unknown key; allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected, effort, verbosity, continuation']),
     ('["[key]"]', ['8: error: "[key]": unknown key (did you mean keys?); allowed are version, access, requests, streams, retries, providers, models, routes, keys, budgets, intents, classifier']),
     (PROVIDER + 'proxy = { "<text>" = 1, env = "P" }', ['11: error: providers.two.proxy."<text>": unknown key; allowed are env, optional']),
     # types: none is taken for another
@@ -348,7 +348,7 @@ def test_syntax_error_beside_other_files() -> None:
         (
             "a:3: error: models.large.upsteam: unknown key (did you mean upstream?); "
             "allowed are provider, upstream, max_tokens_field, timeouts, "
-            "price, context, max_output, features, tier, regions, expected, effort, verbosity"
+            "price, context, max_output, features, tier, regions, expected, effort, verbosity, continuation"
         ),
         "c:1: not valid TOML: Expected ']' at the end of a table declaration (column 15)",
     ]

@@ -1,0 +1,370 @@
+"""OpenAI Chat Completions answers that come in several segments, and that their clients read as one.
+
+The first segment's bytes go on as they came, but for a terminal event that may not be the end. Of the others the
+text goes on, and whatever else their deltas hold, under the first one's id and without a role of their own: what
+begins there is no new message. Usage that a client asked for is that of all segments together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from relay.dialects.base import SoFar
+from relay.errors import UpstreamRefused
+from relay.wire.seam import Seam, anchor
+from relay.wire.splice import Fields, read_object, splice
+from relay.wire.sse import event_data, split_events
+
+if TYPE_CHECKING:
+    from relay.dialects.base import StreamReader
+    from relay.errors import UpstreamFailure
+    from relay.messages import Continuing, Usage
+
+INSTRUCTION = (
+    "Your answer was cut off. Continue it from exactly where it stops, as if there had been no interruption: begin "
+    "with its last words, repeated exactly as they stand, and go straight on. Do not comment on this, do not "
+    "apologise, and do not begin anew. The last words are:\n\n"
+)
+"""For models that take no beginning of an answer. The last words let the seam be found, spaces included."""
+
+_KEPT_BYTES = 16 * 1024
+"""Of a first segment's events that wait to be read: some 70, which take about 0.1 ms together."""
+
+_MARKS = ("id", "object", "created", "model", "system_fingerprint")
+"""What is the same in every chunk of an answer."""
+
+_REASONING = ("reasoning_content", "reasoning", "reasoning_details")
+_PLAIN = frozenset({"role", "content", *_REASONING})
+"""What a delta may hold of an answer that can be continued."""
+
+_EMPTY = (b"null", b'""', b"[]", b"{}")
+_NULL = msgspec.Raw(b"null")
+
+_read_choices = msgspec.json.Decoder(list[Fields]).decode
+_read_text = msgspec.json.Decoder(str).decode
+_encode = msgspec.json.encode
+
+
+def continued(body: bytes, text: str, style: Continuing) -> bytes:
+    """The request that asks for the rest of an answer.
+
+    Args:
+        body: of the request for its beginning, as the upstream would get it.
+        text: what the client has of it.
+        style: how this model is asked. `continue_final_message`: vLLM, SGLang, llama.cpp. `prefix`: Mistral, DeepSeek
+            (beta). `prefill`: servers that take a last message of the assistant for the beginning of the answer
+            (llama.cpp, older models of Anthropic).
+    """
+    sent = text.rstrip()
+    if not sent:
+        return body
+    said: dict[str, object] = {"role": "assistant", "content": sent}
+    changes = {}
+    messages = [said]
+    match style:
+        case "instruction":
+            messages.append({"role": "user", "content": INSTRUCTION + anchor(sent)})
+        case "prefix":
+            said["prefix"] = True
+        case "continue_final_message":
+            changes = {"continue_final_message": b"true", "add_generation_prompt": b"false"}
+        case _:
+            pass
+    fields = read_object(body)
+    given = bytes(fields["messages"])
+    changes["messages"] = b"%b,%b" % (given[: given.rindex(b"]")].rstrip(), _encode(messages)[1:])
+    return splice(body, fields, changes)
+
+
+class _Segment:
+    """What a first segment and a later one have in common; see `relay.dialects.base.SegmentReader`."""
+
+    __slots__ = ("_hold_length", "_inner", "_mark", "_text", "held", "plain")
+
+    def __init__(self, inner: StreamReader, mark: Fields, *, hold_length: bool) -> None:
+        self._inner = inner
+        self._hold_length = hold_length
+        self._mark = mark
+        self._text: list[str] = []
+        self.plain = True
+        self.held = b""
+
+    @property
+    def finished(self) -> bool:
+        """See `StreamReader`."""
+        return self._inner.finished
+
+    @property
+    def done(self) -> bool:
+        """See `StreamReader`."""
+        return self._inner.done
+
+    @property
+    def finish_reason(self) -> str | None:
+        """See `StreamReader`."""
+        return self._inner.finish_reason
+
+    @property
+    def output_chars(self) -> int:
+        """See `StreamReader`."""
+        return self._inner.output_chars
+
+    @property
+    def reasoning_chars(self) -> int:
+        """See `StreamReader`."""
+        return self._inner.reasoning_chars
+
+    @property
+    def output_events(self) -> int:
+        """See `StreamReader`."""
+        return self._inner.output_events
+
+    @property
+    def failure(self) -> UpstreamFailure | None:
+        """See `StreamReader`."""
+        return self._inner.failure
+
+    @property
+    def usage(self) -> Usage | None:
+        """Of this segment."""
+        return self._inner.usage
+
+    def feed(self, data: bytes) -> bytes:
+        """See `StreamReader.feed`."""
+        return self._sorted(self._inner.feed(data))
+
+    def end(self) -> bytes:
+        """See `StreamReader.end`."""
+        return self._sorted(self._inner.end())
+
+    def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
+        """See `SegmentReader.so_far`."""
+        return SoFar(
+            text=(before.text if before else "") + "".join(self._text),
+            mark=self._mark,
+            usage=before.usage.continued(usage) if before else usage,
+            segments=(before.segments if before else 0) + 1,
+        )
+
+    def _sorted(self, whole: bytes) -> bytes:
+        """What of some events goes on now; the others are held."""
+        events = split_events(whole)
+        refusal = events.pop() if events and isinstance(self.failure, UpstreamRefused) else b""
+        passed = b""
+        for event in events:
+            if self.held:
+                self.held += self._pass(event)
+            else:
+                passed += self._pass(event)
+        self.held += refusal
+        return passed
+
+    def _pass(self, event: bytes) -> bytes:
+        raise NotImplementedError
+
+    def _chunk(self, text: str) -> bytes:
+        delta = _raw({"content": text})
+        choice = {"index": msgspec.Raw(b"0"), "delta": delta, "finish_reason": _NULL}
+        return _event({**self._mark, "choices": _raw([choice])})
+
+
+class FirstSegment(_Segment):
+    """The beginning of an answer. Events go on untouched; they are read when there are many, or at the end."""
+
+    __slots__ = ("_kept", "_kept_bytes")
+
+    def __init__(self, inner: StreamReader, *, hold_length: bool) -> None:
+        super().__init__(inner, {}, hold_length=hold_length)
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """See `StreamReader.feed`."""
+        inner = self._inner
+        whole = inner.feed(data)
+        if inner.finish_reason is not None or inner.failure is not None:
+            self._read_kept()
+            return self._sorted(whole)
+        if whole:
+            self._kept.append(whole)
+            self._kept_bytes += len(whole)
+            if self._kept_bytes > _KEPT_BYTES:
+                self._read_kept()
+        return whole
+
+    def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
+        """See `SegmentReader.so_far`."""
+        self._read_kept()
+        return super().so_far(before, usage)
+
+    def _read_kept(self) -> None:
+        for event in split_events(b"".join(self._kept)):
+            self._pass(event)
+        self._kept.clear()
+        self._kept_bytes = 0
+
+    def _pass(self, event: bytes) -> bytes:
+        opened = _open(event)
+        if opened is None:
+            return event
+        fields, choices = opened
+        if choices and not self._mark:
+            self._mark = {name: fields[name] for name in _MARKS if name in fields}
+        for choice in choices:
+            delta = _delta(choice)
+            text = _content(delta)
+            if text is None or _tells_more(delta):
+                self.plain = False
+            elif text:
+                self._text.append(text)
+            if self._hold_length and bytes(choice.get("finish_reason", b"")) == b'"length"':
+                if not text:
+                    self.held = event
+                    return b""
+                self.held = _event({**fields, "choices": _raw([{**choice, "delta": msgspec.Raw(b"{}")}])})
+                return self._chunk(text)
+        return event
+
+
+class LaterSegment(_Segment):
+    """The rest of an answer, or some of it."""
+
+    __slots__ = ("_seam", "_so_far")
+
+    def __init__(self, inner: StreamReader, so_far: SoFar, *, anchored: bool, hold_length: bool) -> None:
+        super().__init__(inner, so_far.mark, hold_length=hold_length)
+        self._so_far = so_far
+        self._seam = Seam(so_far.text, anchored=anchored)
+
+    def _pass(self, event: bytes) -> bytes:
+        opened = _open(event)
+        if opened is None:  # a comment, or the terminator
+            return (self._rest() if event_data(event) is not None else b"") + event
+        fields, choices = opened
+        counted = bytes(fields.get("usage", b"null")) != b"null"
+        fields = self._joined(fields, counted=counted)
+        if not choices:
+            return _event(fields)
+        choice = choices[0]
+        delta = _delta(choice)
+        text = self._new_text(delta)
+        ended = bytes(choice.get("finish_reason", b"null")) != b"null"
+        if ended or delta:
+            text += self._seam.end()
+        if text:
+            self._text.append(text)
+        if not ended and text:
+            delta["content"] = _raw(text)
+        if not (delta or ended or counted):
+            return b""
+        passed = _event({**fields, "choices": _raw([{**choice, "delta": _raw(delta)}])})
+        if not ended:
+            return passed
+        if self._hold_length and bytes(choice["finish_reason"]) == b'"length"':
+            self.held, passed = passed, b""
+        return (self._chunk(text) if text else b"") + passed
+
+    def _joined(self, fields: Fields, *, counted: bool) -> Fields:
+        """A chunk's fields under the first segment's name, and with the usage of all."""
+        if counted and (usage := self._inner.usage) is not None:
+            fields["usage"] = _usage_object(self._so_far.usage.continued(usage))
+        return {**self._mark, **{name: value for name, value in fields.items() if name not in _MARKS}}
+
+    def _new_text(self, delta: Fields) -> str:
+        """Take out of a delta what is not the client's business, or will be told otherwise; returns its new text."""
+        delta.pop("role", None)
+        if self._so_far.text:
+            for name in _REASONING:  # about how to go on
+                delta.pop(name, None)
+        for name in [name for name, value in delta.items() if bytes(value) in _EMPTY]:
+            del delta[name]
+        if _tells_more(delta):
+            self.plain = False
+        text = _content(delta)
+        if text is None:
+            self.plain = False
+            return ""
+        delta.pop("content", None)
+        return self._seam.feed(text) if text else ""
+
+    def _rest(self) -> bytes:
+        """What waits behind the seam, where an answer ends without a finish reason."""
+        text = self._seam.end()
+        self._text.append(text)
+        return self._chunk(text) if text else b""
+
+
+def joined(first: bytes, text: str, last: bytes, usage: Usage | None) -> bytes:
+    """A whole answer: the first one's bytes with the text, the last one's finish reason, and the usage of all."""
+    fields = read_object(first)
+    choices = bytes(fields["choices"])
+    [choice] = _read_choices(choices)
+    [ending] = _read_choices(read_object(last)["choices"])
+    message = bytes(choice["message"])
+    changes = {
+        "message": splice(message, read_object(message), {"content": _encode(text)}),
+        "finish_reason": bytes(ending.get("finish_reason", _NULL)),
+    }
+    start, end = choices.index(b"{"), choices.rindex(b"}") + 1
+    new_choice = splice(choices[start:end], choice, changes)
+    new_fields = {"choices": choices[:start] + new_choice + choices[end:]}
+    if usage is not None:
+        new_fields["usage"] = bytes(_usage_object(usage))
+    return splice(first, fields, new_fields)
+
+
+def _open(event: bytes) -> tuple[Fields, list[Fields]] | None:
+    """A chunk's fields and its choices; None if it is none."""
+    data = event_data(event)
+    if data is None:
+        return None
+    try:
+        fields = read_object(data)
+        return fields, _read_choices(fields.get("choices", b"[]"))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def _delta(choice: Fields) -> Fields:
+    try:
+        return read_object(choice.get("delta", b"{}"))
+    except msgspec.ValidationError:  # null
+        return {}
+
+
+def _content(delta: Fields) -> str | None:
+    """A delta's text; None if its content is something else."""
+    raw = delta.get("content", _NULL)
+    if bytes(raw) in _EMPTY:
+        return ""
+    try:
+        return _read_text(raw)
+    except msgspec.ValidationError:
+        return None
+
+
+def _tells_more(delta: Fields) -> bool:
+    """Whether there is more than text in a delta: a tool call, a refusal, a picture."""
+    return any(name not in _PLAIN and bytes(value) not in _EMPTY for name, value in delta.items())
+
+
+def _usage_object(usage: Usage) -> msgspec.Raw:
+    return _raw(
+        {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        }
+    )
+
+
+def _raw(value: object) -> msgspec.Raw:
+    return msgspec.Raw(_encode(value))
+
+
+def _event(fields: Fields) -> bytes:
+    return b"data: %b\n\n" % _encode(fields)
