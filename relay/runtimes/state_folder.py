@@ -31,7 +31,7 @@ from relay.errors import ConfigurationError
 from relay.learned import NOTHING, Learned, living, merge, portion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Container, Iterable
     from pathlib import Path
 
 FORMAT = 1
@@ -134,9 +134,13 @@ class StateFolder:
 
     def _write_base(self, learned: Learned) -> None:
         _replace(self._base, self._encoded(learned))
-        for part in self._path.glob("learned.*.*"):
+        for part in self._parts():
             with contextlib.suppress(OSError):
                 part.unlink()
+
+    def _parts(self) -> Iterable[Path]:
+        """Those of all runs, files that were not finished included."""
+        return self._path.glob("learned.*.*")
 
     def _encoded(self, learned: Learned) -> bytes:
         body = _encoder.encode(learned)
@@ -159,10 +163,13 @@ class StateFolder:
         return _part(self._base, self._run, slot)
 
     def _set_aside(self, path: Path, reason: str) -> None:
-        aside = path.with_name(f"{path.name.replace('.', '-')}-aside")
-        path.replace(aside)
-        told = "%s cannot be used (%s): put aside as %s, and begun without it"
-        _log.warning(told, path, reason, aside.name, extra={"event": "state_unreadable"})
+        aside = self._path / "aside"
+        aside.mkdir(mode=0o700, exist_ok=True)
+        # Parts say nothing without what they are parts of, and go with it, so that they can come back with it.
+        for file in (path, *self._parts()) if path == self._base else (path,):
+            file.replace(aside / file.name)
+        told = "%s cannot be used (%s): put aside in %s, and begun without it"
+        _log.warning(told, path, reason, aside, extra={"event": "state_unreadable"})
 
 
 def read(folder: Path) -> Learned:
@@ -247,7 +254,6 @@ def _replace(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     fresh.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
-    try:
+    with contextlib.suppress(OSError):  # some network file systems do not know that of folders
         os.fsync(folder)
-    finally:
-        os.close(folder)
+    os.close(folder)

@@ -145,4 +145,4 @@ async def test_a_damaged_file_does_not_keep_the_relay_from_starting(folder: Path
         assert str(tmp_path / "learned") in line["message"]
         assert (await running.get("/readyz")).status == 200
         assert await ended(running) == 0
-    assert (tmp_path / "learned-aside").read_bytes() == b"\x00" * 100
+    assert (tmp_path / "aside" / "learned").read_bytes() == b"\x00" * 100

@@ -160,12 +160,27 @@ def test_a_file_that_cannot_be_used_is_put_aside(
     with pytest.raises(ConfigurationError, match="learned cannot be used: it"):
         read(tmp_path)
     state = begun(tmp_path)
-    assert (tmp_path / "learned-aside").read_bytes() == damaged
+    assert (tmp_path / "aside" / "learned").read_bytes() == damaged
     (line,) = [line for line in caplog.records if line.levelname == "WARNING"]
     assert str(base) in line.getMessage()
-    assert "learned-aside" in line.getMessage()
+    assert str(tmp_path / "aside") in line.getMessage()
     work(state, answers=20)
     assert known(read(tmp_path)) == pytest.approx(20)
+
+
+def test_what_was_put_aside_can_come_back(tmp_path: Path) -> None:
+    """After an excursion to a version that could not read it, all that a killed relay had left is there again."""
+    state = begun(tmp_path, 2)
+    for slot in range(2):
+        work(state, slot, answers=20)
+    base = tmp_path / "learned"
+    base.write_bytes(DAMAGE["newer"](base.read_bytes()))
+    begun(tmp_path).end()
+    assert known(read(tmp_path)) == 0
+    for file in (tmp_path / "aside").iterdir():
+        file.replace(tmp_path / file.name)
+    base.write_bytes(base.read_bytes().replace(b" %d " % (FORMAT + 1), b" %d " % FORMAT, 1))
+    assert known(read(tmp_path)) == pytest.approx(40)
 
 
 def test_a_damaged_part_costs_only_what_that_worker_learned(tmp_path: Path) -> None:
@@ -181,7 +196,7 @@ def test_a_damaged_part_costs_only_what_that_worker_learned(tmp_path: Path) -> N
     assert known(state.share(1)) == pytest.approx(10)
     state.end()
     assert known(read(tmp_path)) == pytest.approx(40)
-    assert (tmp_path / f"{part.name.replace('.', '-')}-aside").read_bytes() == b"x"
+    assert (tmp_path / "aside" / part.name).read_bytes() == b"x"
 
 
 def test_a_folder_that_cannot_be_had_stops_the_start(tmp_path: Path) -> None:
