@@ -1,4 +1,4 @@
-"""What in a request speaks of its intent, as a set of short strings.
+"""What in a request speaks of its intent, as short strings.
 
 Most of them are words of the last user turn, cut to six letters, and pairs of neighbours: six letters fold
 "summarize", "summary" and "summarise" into one and suit any alphabetic language; scripts that put no spaces between
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from operator import add
 from typing import Any, Final
 
@@ -25,15 +26,16 @@ SYSTEM_WINDOW: Final = 150
 WORDS: Final = 100
 """Words, or characters of scripts read by the character, kept of each end of what was read."""
 
-MOST: Final = 4 * WORDS + 10
+MOST: Final = 4 * WORDS + 14
 """Features of any request, at most: words, pairs of them, cues."""
 
 _TURNS_READ = 16
 _PARTS_READ = 4
 _TOOLS_READ = 8
 _TOOL_CHARS = 100
-_MOST_SHARED = 4
+_TOOLS = ("#tools", "#tools1", "#tools2", "#tools3", "#tools4")  # offered, and as many of their words in the prompt
 _FIRST_TURN = 2  # messages: a system prompt and a question
+_ENDS = {"\x01": "[start]", "\x02": "[end]"}
 _SYSTEM_ROLES = ("system", "developer")
 _JSON = ("json_object", "json_schema")
 _ATTACHMENTS = ("image_url", "input_audio", "file")
@@ -46,10 +48,12 @@ _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e0
 _BREAK = r"\s!-/:-@\[-`{-~\xa1-\xbf\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\u060c\u061b\u061f\u0964\u0965"
 _LETTER = f"[^{_BREAK}{_ALONE}]"
 _words = re.compile(f"[{_ALONE}]|(?<!{_LETTER}){_LETTER}{{1,6}}").findall
+# The same, in half the time, for text in ASCII with a space behind \x01.
+_ascii_words = re.compile(r"(\x01|\x02|[^\s!-/:-@\[-`{-~\x01\x02]{1,6})[^\s!-/:-@\[-`{-~\x01\x02]*").findall
 _long_words = re.compile(f"(?<!{_LETTER}){_LETTER}{{4,6}}").findall
 
 
-def features(request: Mapping[str, Any]) -> set[str]:
+def features(request: Mapping[str, Any]) -> list[str]:
     """Read a Chat Completions body.
 
     Whatever a provider might accept is read as far as it can be; the rest is passed over.
@@ -58,19 +62,33 @@ def features(request: Mapping[str, Any]) -> set[str]:
         request: the body as decoded JSON.
 
     Returns:
-        At most `MOST` strings of at most 14 characters.
+        At most `MOST` strings of at most 14 characters, some of them more than once.
     """
+    words, cues = _read(request)
+    return [*words, *map(add, words, words[1:]), *cues]
+
+
+def legible(request: Mapping[str, Any]) -> dict[str, str]:
+    """The features of a request, each as people can read it: pairs with a space, the ends of the text by name."""
+    words, cues = _read(request)
+    named = [_ENDS.get(word, word) for word in words]
+    pairs = (f"{first} {second}" for first, second in pairwise(named))
+    return dict(zip((*words, *map(add, words, words[1:]), *cues), (*named, *pairs, *cues), strict=True))
+
+
+def _read(request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The words of a request in order, and its cues."""
     messages = request.get("messages")
     if not isinstance(messages, list | tuple):
         messages = ()
     system = _text(messages[0])[:SYSTEM_WINDOW] if messages and _role(messages[0]) in _SYSTEM_ROLES else ""
     last = next((message for message in messages[: -_TURNS_READ - 1 : -1] if _role(message) == "user"), None)
     user = _text(last)
-    text = f"{system}\x01{user}\x02".lower()
-    words = _words(text)
+    text = f"{system}\x01 {user}\x02".lower() if system or user else ""
+    words = _ascii_words(text) if text.isascii() else _words(text)
     if len(words) > 2 * WORDS:
         words = [*words[:WORDS], *words[-WORDS:]]
-    return {*words, *map(add, words, words[1:]), *_cues(request, messages, last, text)}
+    return words, _cues(request, messages, last, text)
 
 
 def _cues(request: Mapping[str, Any], messages: Sequence[Any], last: object, text: str) -> list[str]:
@@ -89,7 +107,7 @@ def _cues(request: Mapping[str, Any], messages: Sequence[Any], last: object, tex
         cues += [f"#{kind}" for kind in _ATTACHMENTS if kind in kinds]
     tools = request.get("tools") or request.get("functions")
     if isinstance(tools, list | tuple):
-        cues.append(f"#tools{min(_words_shared(tools, text), _MOST_SHARED)}")
+        cues += _TOOLS[: 1 + _words_shared(tools, text)]
     response_format = request.get("response_format")
     if isinstance(response_format, Mapping) and response_format.get("type") in _JSON:
         cues.append("#json")

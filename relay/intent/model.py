@@ -14,7 +14,7 @@ from struct import iter_unpack, unpack
 from typing import TYPE_CHECKING, Any, Final
 from zlib import decompress
 
-from relay.intent.features import features
+from relay.intent.features import features, legible
 from relay.intent.weights import BIAS, PACKED, SCALE
 from relay.messages import INTENTS, Intent
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LABELS: Final = INTENTS
 """In the order of the weights' lanes."""
 
-CENTRE: Final = 15
+CENTRE: Final = 63
 """What a stored weight of nothing is: weights are stored from 0 to twice this."""
 
 _LANES = f"<{len(LABELS)}H"
@@ -33,7 +33,7 @@ _ROW_BYTES = _LANE_BYTES * len(LABELS)
 _DIGITS = 3  # of a confidence: the last bits of `exp` differ between C libraries
 
 
-def _unpack(packed: str) -> dict[str, int]:
+def load(packed: str) -> dict[str, int]:
     """Read weights as scripts/train_intent.py packs them: names, then label by label a byte for each name."""
     head, _, planes = decompress(b64decode(packed)).partition(b"\n\n")
     names = head.decode().split("\n")
@@ -44,7 +44,7 @@ def _unpack(packed: str) -> dict[str, int]:
     return dict(zip(names, weights, strict=True))
 
 
-_weights = _unpack(PACKED)
+_weights = load(PACKED)
 
 
 def classify(request: Mapping[str, Any]) -> Intent:
@@ -73,8 +73,8 @@ def spoken(request: Mapping[str, Any], most: int = 8) -> list[tuple[str, float]]
         most: how many to return at most.
 
     Returns:
-        Features and what each added to the label's log-odds against the mean of all labels, greatest first. They are
-        pieces of the prompt: show them to nobody but its sender.
+        Features, legibly, and what each added to the label's log-odds against the mean of all labels, greatest first.
+        They are pieces of the prompt: show them to nobody but its sender.
     """
     known = _weights.keys() & features(request)
     scores = _scores(known)
@@ -82,7 +82,8 @@ def spoken(request: Mapping[str, Any], most: int = 8) -> list[tuple[str, float]]
     factor = _factor(known)
     weights = {name: factor * (_lanes(_weights[name])[label] - CENTRE) for name in known}
     loudest = sorted(weights, key=lambda name: (-weights[name], name))[:most]
-    return [(name, round(weights[name], _DIGITS)) for name in loudest if weights[name] > 0]
+    shown = legible(request)
+    return [(shown[name], round(weights[name], _DIGITS)) for name in loudest if weights[name] > 0]
 
 
 def _scores(known: set[str]) -> list[float]:

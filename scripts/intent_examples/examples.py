@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,9 +19,16 @@ LANGUAGES = ("en", "de", "fr", "es", "pl", "id", "vi", "ru", "zh", "ja", "ko", "
 DRAWN = 12
 """Prompts drawn of each template."""
 
+SHORT = 3
+"""Letters of words that say nothing of a tool."""
+
 IN_PARTS, LATER, SYSTEM, TOOLS, JSON = 0.03, 0.08, 0.12, 0.05, 0.05
 """Shares of own prompts with content in parts, as a later turn, with a system prompt that says nothing, with tools, and
 of `classify_extract` with a JSON schema (of others a tenth of that)."""
+
+SERVED, SERVABLE, BRIEF = {"factual_qa", "math_reasoning", "explain_advise", "code"}, 0.15, 250
+"""What a tool could answer too: of prompts of these labels, shorter than this, this share is repeated with a tool made
+for it, and then is `tool_use`."""
 
 PARTIAL = ("dolly-no-context", "p3-t0", "gpteacher-roleplay", "gpteacher-codegen", "gsm8k", "bfcl")
 """Sources (by how their names begin) that are measured and not learnt from. They have few labels each and label by
@@ -36,6 +44,7 @@ class Example(NamedTuple):
         source: where it is from; `own` if written for this.
         language: ISO 639-1.
         weight: how much it counts.
+        template: number of the template it was drawn from, in its language's file.
     """
 
     request: dict[str, Any]
@@ -43,6 +52,7 @@ class Example(NamedTuple):
     source: str
     language: str
     weight: float = 1.0
+    template: int = 0
 
 
 def own_examples(seed: str, languages: Iterable[str] = LANGUAGES, drawn: int = DRAWN) -> list[Example]:
@@ -53,7 +63,12 @@ def own_examples(seed: str, languages: Iterable[str] = LANGUAGES, drawn: int = D
         for number, (label, variety, prompts) in enumerate(grammar.prompts(code, drawn, seed, Random)):
             random = Random(f"{seed} {code} {number} dress")
             weight = variety**0.5 / len(prompts)
-            examples += [Example(_dressed(p, label, english, random), label, "own", code, weight) for p in prompts]
+            for prompt in prompts:
+                request = _dressed(prompt, label, english, random)
+                examples.append(Example(request, label, "own", code, weight, number))
+                if len(prompt) < BRIEF and label in SERVED and random.random() < SERVABLE:
+                    request = _served(prompt, english["tool"], random)
+                    examples.append(Example(request, "tool_use", "own", code, weight, number))
     for number, (label, template) in enumerate(grammar.language("requests").templates):
         random = Random(f"{seed} requests {number}")
         texts = sorted({grammar.expand(template, english, random) for _ in range(drawn)})
@@ -99,13 +114,29 @@ def _special(text: str, label: str, slots: dict[str, list[str]], random: Random)
     return {"messages": [*messages, {"role": "user", "content": content}], **request}
 
 
+def _served(prompt: str, known: Sequence[str], random: Random) -> dict[str, Any]:
+    """A request with a tool made for it, described in some of its own words, among others."""
+    words = [word for word in re.findall(r"[^\W\d_]+", prompt.lower()) if len(word) > SHORT] or ["look"]
+    described = random.sample(words, -(-len(words) * random.choice((3, 5, 7)) // 10))
+    verb = random.choice(("get", "calculate", "find", "search", "fetch", "retrieve", "compute", "lookup"))
+    name = random.choice("_.").join([verb, *described[:2]])
+    made = f"{name}: {verb} the {' '.join(described)} with the given parameters"
+    tools = [_tool(made), *map(_tool, random.sample(known, random.choice((0, 0, 1, 3))))]
+    random.shuffle(tools)
+    return {"messages": [{"role": "user", "content": prompt}], "tools": tools}
+
+
 def _tools(prompt: str, known: Sequence[str], random: Random) -> list[dict[str, Any]]:
     """Some tools; the one that shares most words with the prompt is among them."""
     words = set(prompt.lower().split())
     fitting = max(known, key=lambda tool: len(words & set(tool.lower().split())))
-    chosen = random.sample(known, random.choice((0, 1, 2, 4, 7))) + ([fitting] if prompt else [random.choice(known)])
-    pairs = [tool.split(": ") for tool in chosen]
-    return [{"type": "function", "function": {"name": name, "description": text}} for name, text in pairs]
+    chosen = [*random.sample(known, random.choice((0, 1, 2, 4, 7))), fitting if prompt else random.choice(known)]
+    return [_tool(tool) for tool in chosen]
+
+
+def _tool(described: str) -> dict[str, Any]:
+    name, text = described.split(": ", 1)
+    return {"type": "function", "function": {"name": name, "description": text}}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ def test_labels():
 
 def test_tools():
     """A request that an offered tool serves is for the tool; offered beside another request it changes nothing."""
-    assert classify(asked("Check the weather in Lisbon for tomorrow.", tools=[WEATHER])).label == "tool_use"
+    assert classify(asked("What's the weather forecast for Lisbon?", tools=[WEATHER])).label == "tool_use"
     assert classify(asked("Write a short story about a shy dragon.", tools=[WEATHER])).label == "creative"
 
 
@@ -142,7 +142,8 @@ def test_content_parts(content: Any):
 def test_nothing_to_read():
     """A request without words has a label, and little confidence in it."""
     assert classify({}).label in LABELS
-    assert classify({}).confidence < 0.7
+    assert classify({}).confidence < 0.5
+    assert spoken({}) == []
 
 
 def test_spoken():
@@ -150,7 +151,7 @@ def test_spoken():
     request = asked("Please translate this letter into French: dear Anna, the parcel has arrived.")
     features_spoken = spoken(request, 5)
     weights = [weight for _, weight in features_spoken]
-    assert "transl" in [name for name, _ in features_spoken]
+    assert {"transl", "transl this"} & {name for name, _ in features_spoken}
     assert len(weights) == 5
     assert weights == sorted(weights, reverse=True)
     assert weights[-1] > 0
