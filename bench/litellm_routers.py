@@ -129,13 +129,13 @@ class LiteLLM(Silent):
             self._loop.run_until_complete(logger.async_log_success_event(request, answer, starts, ends))
         self._loop.run_until_complete(self._router.deployment_callback_on_success(request, answer, starts, ends))
 
-    def failed(self, name: str, status: int, after_s: float, now: float) -> None:
+    def failed(self, name: str, status: int, started: float, now: float) -> None:
         """An attempt failed."""
         ends = self._at(now)
         kind = litellm.RateLimitError if status == 429 else litellm.ServiceUnavailableError  # noqa: PLR2004
         request = self._request(name)
         request["exception"] = kind(message="out", llm_provider="openai", model=name)
-        starts = ends - dt.timedelta(seconds=after_s)
+        starts = EPOCH + dt.timedelta(seconds=started)
 
         async def tell() -> None:
             for logger in self._loggers():

@@ -63,7 +63,7 @@ class LeastBusy(Silent):
         """An answer is complete."""
         self.busy[name] -= 1
 
-    def failed(self, name: str, status: int, after_s: float, now: float) -> None:  # noqa: ARG002
+    def failed(self, name: str, status: int, started: float, now: float) -> None:  # noqa: ARG002
         """An attempt failed."""
         self.busy[name] -= 1
 
@@ -85,13 +85,13 @@ class PeakEwma(LeastBusy):
         two.sort(key=lambda name: self._cost[name] * (self.busy[name] + 1))
         return two + [name for name in names if name not in two]
 
-    def begun(self, name: str, ttft_s: float, now: float, *, was_late: bool) -> None:  # noqa: ARG002
+    def begun(self, name: str, started: float, now: float) -> None:
         """The first output."""
-        self._learn(name, ttft_s, now)
+        self._learn(name, now - started, now)
 
-    def failed(self, name: str, status: int, after_s: float, now: float) -> None:
+    def failed(self, name: str, status: int, started: float, now: float) -> None:
         """An attempt failed."""
-        super().failed(name, status, after_s, now)
+        super().failed(name, status, started, now)
         self._learn(name, 10.0, now)
 
     def _learn(self, name: str, seconds: float, now: float) -> None:
@@ -124,7 +124,7 @@ class Oracle(Silent):
         usd = self._upstreams.prices[name].of(arrival.prompt_tokens, arrival.output_tokens)
         return wants.ttft * log(first_s) + wants.latency * log(last_s) + wants.cost * log(usd)
 
-    def failed(self, name: str, status: int, after_s: float, now: float) -> None:  # noqa: ARG002
+    def failed(self, name: str, status: int, started: float, now: float) -> None:  # noqa: ARG002
         """An attempt failed."""
         if status == 429:  # noqa: PLR2004
             self._limited[name] = (now // 60.0 + 1.0) * 60.0

@@ -70,6 +70,9 @@ TURN = World(
 )
 """The better of two is slow for ten minutes: how many requests until it is left, how long until it is back?"""
 
+TURNS = 40
+"""Seeds of that."""
+
 OBJECTIVE = Objective(latency=0.6, cost=0.4)
 HEDGE = Hedge(0.95, 0.05)
 
@@ -135,7 +138,8 @@ def scored(results: Sequence[Result]) -> dict[str, float]:
 def turning(seed: int) -> tuple[int, float]:
     """Requests that a degraded model still gets, and seconds until a recovered one is served from again.
 
-    Left is it when three requests in a row went elsewhere first; back, when three of four were served from it.
+    Left is it when three requests in a row went elsewhere first; counted are those that went to it before that, from
+    the moment on at which it became slow. Back is it when it served three of four.
     """
     turn = TURN.weather[0]
     results = simulate(TURN, seed, lambda upstreams: Relay(route(TURN, Objective(ttft=1.0), None), upstreams, seed))
@@ -150,63 +154,91 @@ def turning(seed: int) -> tuple[int, float]:
     return sum(result.first == turn.place for result in after[:left]), back - turn.until_s
 
 
-def compared(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Each router's figures, averaged over the seeds, with its regret."""
-    means = {name: {key: fmean(run[key] for run in of_seeds) for key in of_seeds[0]} for name, of_seeds in runs.items()}
-    for figure in means.values():
-        figure["regret"] = exp(figure["log_score"] - means["oracle"]["log_score"]) - 1.0
-    return means
+Runs = dict[str, list[dict[str, float]]]
+"""By router, the figures of each seed."""
 
 
-def bars(means: dict[str, dict[str, float]], turns: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
-    """What was to be reached, and what was."""
-    relay, hedged = means["relay"], means["relay, hedged"]
+def with_regret(runs: Runs) -> Runs:
+    """The same, each with its regret against the oracle on the same seed."""
+    oracle = [run["log_score"] for run in runs["oracle"]]
+    return {
+        name: [
+            {**run, "regret": exp(run["log_score"] - best) - 1.0} for run, best in zip(of_seeds, oracle, strict=True)
+        ]
+        for name, of_seeds in runs.items()
+    }
+
+
+def medians(runs: Runs) -> dict[str, dict[str, float]]:
+    """Each router's figures in the middle of its seeds."""
+    return {name: {key: median(run[key] for run in of_seeds) for key in of_seeds[0]} for name, of_seeds in runs.items()}
+
+
+def spread(values: Sequence[float], shape: str, unit: str = "") -> str:
+    """A median, and the range if there is one."""
+    low, middle, high = (format(value, shape) + unit for value in (min(values), median(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def bars(runs: Runs, turns: Sequence[tuple[int, float]]) -> list[dict[str, Any]]:
+    """What was to be reached, and what was: medians over the seeds, and ranges."""
+    relay, hedged = runs["relay"], runs["relay, hedged"]
+
+    def times(key: str, of: Sequence[dict[str, float]], over: Sequence[dict[str, float]]) -> str:
+        return spread([a[key] / b[key] for a, b in zip(of, over, strict=True)], ".2f", "x")
+
     rows = []
-    others = {name: figure for name, figure in means.items() if name.startswith("LiteLLM")}
+    others = {name: of_seeds for name, of_seeds in runs.items() if name.startswith("LiteLLM")}
     if others:
-        best = min(others, key=lambda name: others[name]["ttft_p95_ms"])
+        best = min(others, key=lambda name: median(run["ttft_p95_ms"] for run in others[name]))
         latency = others["LiteLLM latency-based-routing"]
         rows += [
             {
                 "figure": f"TTFT p95 against LiteLLM's best ({best.removeprefix('LiteLLM ')}), at "
-                f"{hedged['usd_per_1000'] / others[best]['usd_per_1000']:.2f}x its cost",
+                f"{times('usd_per_1000', hedged, others[best])} its cost",
                 "bar": "<= 0.6x",
-                "value": f"{hedged['ttft_p95_ms'] / others[best]['ttft_p95_ms']:.2f}x",
+                "value": times("ttft_p95_ms", hedged, others[best]),
             },
             {
                 "figure": "cost against LiteLLM's latency-based-routing, at "
-                f"{hedged['ttft_p95_ms'] / latency['ttft_p95_ms']:.2f}x its TTFT p95",
+                f"{times('ttft_p95_ms', hedged, latency)} its TTFT p95",
                 "bar": "<= 0.7x",
-                "value": f"{hedged['usd_per_1000'] / latency['usd_per_1000']:.2f}x",
+                "value": times("usd_per_1000", hedged, latency),
             },
         ]
     lefts, backs = zip(*turns, strict=True)
     return [
         *rows,
         {
-            "figure": f"TTFT p99 with hedging at {hedged['duplicate_spend']:.1%} duplicate spend",
+            "figure": "TTFT p99 with hedging, at "
+            f"{spread([run['duplicate_spend'] for run in hedged], '.1%')} duplicate spend",
             "bar": "<= 0.5x",
-            "value": f"{hedged['ttft_p99_ms'] / relay['ttft_p99_ms']:.2f}x",
+            "value": times("ttft_p99_ms", hedged, relay),
         },
         {
             "figure": "failures seen by clients, outage and 429 storm included",
             "bar": "0",
-            "value": f"{hedged['failures']:.0f}",
+            "value": spread([run["failures"] for run in (*relay, *hedged)], ".0f"),
         },
         {
-            "figure": f"requests until a degraded model is left (median of {len(turns)} seeds; worst)",
+            "figure": f"requests until a degraded model is left, 5 a second ({len(turns)} seeds)",
             "bar": "<= 10",
-            "value": f"{median(lefts):.0f}; {max(lefts)}",
+            "value": spread(lefts, ".0f"),
         },
         {
-            "figure": "seconds until a recovered one is back (median; worst)",
+            "figure": f"seconds until a recovered one is back ({len(turns)} seeds)",
             "bar": "<= 60",
-            "value": f"{median(backs):.0f}; {max(backs):.0f}",
+            "value": spread(backs, ".0f"),
         },
         {
-            "figure": "regret against the oracle (weighted score), unhedged; hedged",
+            "figure": "regret against the oracle (weighted score), unhedged",
             "bar": "<= 15 %",
-            "value": f"{relay['regret']:.1%}; {hedged['regret']:.1%}",
+            "value": spread([run["regret"] for run in relay], ".1%"),
+        },
+        {
+            "figure": "the same, hedged",
+            "bar": "<= 15 %",
+            "value": spread([run["regret"] for run in hedged], ".1%"),
         },
     ]
 
@@ -281,31 +313,30 @@ def main() -> None:
     parser.add_argument("--no-litellm", action="store_true")
     arguments = parser.parse_args()
     seeds = range(1, arguments.seeds + 1)
-    runs: dict[str, list[dict[str, float]]] = {}
+    served: Runs = {}
     for seed in seeds:
         for name, router in contenders(WORLD, seed).items():
-            runs.setdefault(name, []).append(scored(simulate(WORLD, seed, router)))
+            served.setdefault(name, []).append(scored(simulate(WORLD, seed, router)))
     if not arguments.no_litellm:
         try:
             packages = [f"litellm=={LITELLM}", "msgspec", "time-machine"]
             python = python_environment("litellm-router", packages, python=Path(sys.executable)) / "python"
             for strategy in STRATEGIES:
-                runs[f"LiteLLM {strategy}"] = [scored(litellm(WORLD, strategy, seed, python)) for seed in seeds]
+                served[f"LiteLLM {strategy}"] = [scored(litellm(WORLD, strategy, seed, python)) for seed in seeds]
         except NotInstalled as error:
             print(f"LiteLLM is left out: {error}", file=sys.stderr)
-    means = compared(runs)
-    turns = [turning(seed) for seed in range(1, 21)]
-    reached = bars(means, turns)
-    print(table(means), "\n")
+    runs = with_regret(served)
+    reached = bars(runs, [turning(seed) for seed in range(1, TURNS + 1)])
+    print(table(medians(runs)), "\n")
     print("| figure | bar | reached |\n|---|---|---|")
     for row in reached:
         print(f"| {row['figure']} | {row['bar']} | {row['value']} |")
     if arguments.plot:
         arguments.plot.parent.mkdir(parents=True, exist_ok=True)
-        arguments.plot.write_text(picture(means))
+        arguments.plot.write_text(picture(medians(runs)))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        shown = {"world": msgspec.to_builtins(WORLD), "seeds": list(seeds), "routers": means, "bars": reached}
+        shown = {"world": msgspec.to_builtins(WORLD), "seeds": list(seeds), "routers": runs, "bars": reached}
         arguments.output.write_text(json.dumps(shown, indent=2) + "\n")
 
 

@@ -305,17 +305,15 @@ class StreamAttempt(Attempt):
 
     Attributes:
         reader: reads the stream.
-        late_at_s: age at which its wait is news again; 0 before it was the first time.
     """
 
-    __slots__ = ("_held", "late_at_s", "reader")
+    __slots__ = ("_held", "reader")
 
     def __init__(
         self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None], reader: StreamReader
     ) -> None:
         super().__init__(downstream, trial, ended)
         self.reader = reader
-        self.late_at_s = 0.0
         self._held: list[bytes] = []
 
     @property

@@ -86,9 +86,6 @@ LEASE_MARGIN_S = 60.0
 ANSWER_TOKENS = 1024
 """What is reserved for an answer without a limit; 97 of 100 answers are shorter."""
 
-LATE = 0.95
-"""Quantile of a model's TTFT at which a wait counts as news; and again each time that it has doubled."""
-
 HEDGE = b"x-relay-hedge"
 """Header by which a client says `never`: its request must not be sent twice at a time."""
 
@@ -306,9 +303,6 @@ class Exchange:
             attempt.fail(ClientGone("The client left; its answer was read as long as the policy allows."))
         heard_at = self._arrived_at if attempt.ended.done() else attempt.tick(now)
         rival = self._race.rival if self._race is not None else None
-        for waiting in (attempt, rival):
-            if isinstance(waiting, StreamAttempt) and not waiting.committed and not waiting.ended.done():
-                self._note_wait(waiting, now)
         if rival is not None and not rival.ended.done():
             rival.tick(now)
         if self._ending is None and not self.closed:
@@ -553,6 +547,8 @@ class Exchange:
             body = continuation.request(body, model)
         endpoint = self._served.endpoints[provider.name]
         attempt.call = pipeline.transport.send(UpstreamRequest(endpoint, self._forwarded(provider), body), attempt)
+        if request.stream:
+            self._served.upstreams[model.name].asked(now)
         if self._paused:
             attempt.pause()
         return attempt
@@ -640,14 +636,14 @@ class Exchange:
         """See `relay.attempt.Downstream.commit`."""
         now = attempt.committed_at = self._pipeline.clock.now()
         if self._race is not None:
-            self._race.commit(attempt, now)
+            self._race.commit(attempt)
             self._attempt = attempt
         trial = attempt.trial
         upstream = self._served.upstreams[trial.model.name]
         if upstream.speed is not None:
             upstream.answered(attempt.head, now)
             if isinstance(attempt, StreamAttempt):
-                upstream.begun(now - trial.started_at, now, was_late=attempt.late_at_s > 0.0)
+                upstream.begun(trial.started_at, now)
         attempt.head = NO_HEADERS  # not to be held for as long as the stream lasts
         if self._status:
             return
@@ -679,14 +675,6 @@ class Exchange:
     def _start(self, status: int, headers: Headers, length: int | None) -> None:
         self._status = status
         self.client.start(status, headers, length)
-
-    def _note_wait(self, attempt: StreamAttempt, now: float) -> None:
-        """A wait that is too long is known to the model's statistics before it ends."""
-        upstream = self._served.upstreams[attempt.trial.model.name]
-        age_s = now - attempt.trial.started_at
-        if upstream.speed is not None and age_s >= (attempt.late_at_s or upstream.speed.tail(LATE, now)):
-            upstream.late(age_s, now, again=attempt.late_at_s > 0.0)
-            attempt.late_at_s = 2.0 * age_s
 
     def _keep_alive(self, now: float, heard_at: float) -> None:
         """A comment, if the policy asks for it and the client has heard nothing for that long."""

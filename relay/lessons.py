@@ -31,17 +31,22 @@ def judge(upstream: Upstream, attempt: Attempt, failure: RelayError | None, now:
 def learn(upstream: Upstream, attempt: Attempt, failure: RelayError | None, wants: Wants | None, now: float) -> None:
     """What an attempt shows of a model's speed and of what it has read; its TTFT was noted at the commit."""
     failed = isinstance(failure, UpstreamFailure) and not isinstance(failure, DeadlineExceeded)
+    started_at = attempt.trial.started_at
     if attempt.committed_at is None:
         if failed:
             upstream.answered(attempt.head, now)
-            if not (isinstance(failure, UpstreamRefused) and failure.clients_fault):
-                upstream.wasted(now - attempt.trial.started_at, now)
+        if isinstance(failure, UpstreamRefused) and failure.clients_fault:
+            upstream.refused(started_at)
+        elif failed:
+            upstream.wasted(started_at, now)
+        elif isinstance(attempt, StreamAttempt):
+            upstream.left(started_at, now)
         return
     tokens = attempt.usage.completion_tokens if attempt.usage else 0
     if isinstance(attempt, StreamAttempt):
         upstream.ended(tokens=tokens, output_s=now - attempt.committed_at, truncated=failed, now=now)
     else:
-        upstream.whole(now - attempt.trial.started_at, tokens=tokens, now=now)
+        upstream.whole(now - started_at, tokens=tokens, now=now)
     if wants is not None:
         upstream.remember(wants.prefixes, now)
 

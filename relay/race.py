@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
-from relay.attempt import StreamAttempt
 from relay.errors import ClientGone, Superseded
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ class Race:
         self._release_pending()
         return failure if first.committed else ended_by
 
-    def commit(self, winner: Attempt, now: float) -> None:
+    def commit(self, winner: Attempt) -> None:
         """The first real output is there: the other attempt is cancelled, and so can send nothing to the client."""
         loser = self._first if winner is self.rival else self.rival
         if loser is None:
@@ -119,8 +118,6 @@ class Race:
         self.rival = None
         self._release_pending()
         if not loser.ended.done():
-            told = isinstance(loser, StreamAttempt) and loser.late_at_s > 0.0
-            self._served.upstreams[loser.trial.model.name].late(now - loser.trial.started_at, now, again=told)
             loser.fail(Superseded("Another attempt had its first output earlier."))
 
     def stop(self, error: RelayError) -> None:

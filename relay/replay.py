@@ -324,28 +324,21 @@ class _Replay:
 
     def _await(self, stream: bool, seen: _Seen, model: Model, standing: Upstream) -> None:  # noqa: FBT001
         def begun(now: float) -> None:
-            standing.begun(seen.output_s, now)
+            standing.begun(seen.at, now)
 
         def ended(now: float) -> None:
             probe = standing.state.retry_at is not None and now >= standing.state.retry_at
             if seen.shows_failure:
                 refusal = Refused("", upstream_status=seen.status) if (seen.status or 0) >= 400 else None  # noqa: PLR2004
                 standing.fail(refusal or ConnectFailed(""), now, model.provider.breaker, probe=probe)
-            if seen.cut_short:
-                standing.late(seen.over_s, now)
-            elif seen.output_s < inf:
-                if not seen.shows_failure:
-                    standing.succeed(probe=probe)
-                if stream:
-                    output_s, truncated = seen.over_s - seen.output_s, seen.shows_failure
-                    standing.ended(tokens=seen.tokens, output_s=output_s, truncated=truncated, now=now)
-                else:
-                    standing.whole(seen.over_s, tokens=seen.tokens, now=now)
-            elif seen.shows_failure and not seen.clients_fault:
-                standing.wasted(seen.over_s, now)
+            elif seen.output_s < inf and not seen.cut_short:
+                standing.succeed(probe=probe)
+            _learn(standing, seen, stream, now)
 
-        if stream and seen.output_s < inf and not seen.cut_short:
-            self._later(seen.at + seen.output_s, begun)
+        if stream:
+            self._later(seen.at, standing.asked)
+            if seen.output_s < inf and not seen.cut_short:
+                self._later(seen.at + seen.output_s, begun)
         self._later(seen.at + seen.over_s, ended)
 
     # --- how it was, and how it would have been ---
@@ -498,6 +491,22 @@ class _Replay:
             never_observed=sorted(self._never),
             cut_short=self._cut_short,
         )
+
+
+def _learn(standing: Upstream, seen: _Seen, stream: bool, now: float) -> None:  # noqa: FBT001
+    """What an attempt that is over shows of its model's speed, as `relay.lessons.learn` has it."""
+    if seen.output_s < inf and not seen.cut_short:
+        if stream:
+            output_s, truncated = seen.over_s - seen.output_s, seen.shows_failure
+            standing.ended(tokens=seen.tokens, output_s=output_s, truncated=truncated, now=now)
+        else:
+            standing.whole(seen.over_s, tokens=seen.tokens, now=now)
+    elif seen.clients_fault:
+        standing.refused(seen.at)
+    elif seen.shows_failure:
+        standing.wasted(seen.at, now)
+    elif stream:
+        standing.left(seen.at, now)
 
 
 def _attempts(record: RequestRecord) -> Iterator[_Seen]:

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     from relay.policy.compiled import Route
 
-LATE = 0.95
-"""Quantile of TTFT from which on a wait is told of before it ends, as in the exchange."""
-
 
 class Place(msgspec.Struct, frozen=True):
     """A model as it is served somewhere.
@@ -237,22 +234,16 @@ class Router(Protocol):
     def started(self, name: str, now: float) -> None:
         """An attempt begins."""
 
-    def late_after_s(self, name: str, now: float) -> float:
-        """After how many seconds a wait is news; infinite for a router that learns nothing of it."""
-
-    def late(self, name: str, age_s: float, now: float, *, again: bool) -> None:
-        """An attempt waits longer than that."""
-
-    def begun(self, name: str, ttft_s: float, now: float, *, was_late: bool) -> None:
+    def begun(self, name: str, started: float, now: float) -> None:
         """An attempt has its first output."""
 
     def ended(self, name: str, arrival: Arrival, started: float, begun: float, now: float) -> None:
         """An answer is complete."""
 
-    def failed(self, name: str, status: int, after_s: float, now: float) -> None:
+    def failed(self, name: str, status: int, started: float, now: float) -> None:
         """An attempt failed."""
 
-    def cancelled(self, name: str, age_s: float, now: float, *, was_late: bool) -> None:
+    def cancelled(self, name: str, started: float, now: float) -> None:
         """An attempt is cancelled, because another one had output first."""
 
     def spent(self, usd: float, now: float, *, twice: bool) -> None:
@@ -270,26 +261,19 @@ class Silent:
         """Never."""
         return False
 
-    def late_after_s(self, name: str, now: float) -> float:  # noqa: ARG002
-        """Never."""
-        return inf
-
     def started(self, name: str, now: float) -> None:
         """Nothing to learn."""
 
-    def late(self, name: str, age_s: float, now: float, *, again: bool) -> None:
-        """Nothing to learn."""
-
-    def begun(self, name: str, ttft_s: float, now: float, *, was_late: bool) -> None:
+    def begun(self, name: str, started: float, now: float) -> None:
         """Nothing to learn."""
 
     def ended(self, name: str, arrival: Arrival, started: float, begun: float, now: float) -> None:
         """Nothing to learn."""
 
-    def failed(self, name: str, status: int, after_s: float, now: float) -> None:
+    def failed(self, name: str, status: int, started: float, now: float) -> None:
         """Nothing to learn."""
 
-    def cancelled(self, name: str, age_s: float, now: float, *, was_late: bool) -> None:
+    def cancelled(self, name: str, started: float, now: float) -> None:
         """Nothing to learn."""
 
     def spent(self, usd: float, now: float, *, twice: bool) -> None:
@@ -345,40 +329,32 @@ class Relay(Silent):
         return self._ledger.allows(usd, self._route.hedge.max_extra_cost, now)
 
     def started(self, name: str, now: float) -> None:
-        """Breaker and rate limits."""
+        """Breaker, rate limits, waits."""
         self._standings[name].start(now)
+        self._standings[name].asked(now)
 
-    def late_after_s(self, name: str, now: float) -> float:
-        """At its p90."""
-        speed = self._standings[name].speed
-        return inf if speed is None else speed.tail(LATE, now)
-
-    def late(self, name: str, age_s: float, now: float, *, again: bool) -> None:
-        """Known before it ends."""
-        self._standings[name].late(age_s, now, again=again)
-
-    def begun(self, name: str, ttft_s: float, now: float, *, was_late: bool) -> None:
+    def begun(self, name: str, started: float, now: float) -> None:
         """Statistics and breaker."""
         self._ledger.waited(too_long=False)
-        self._standings[name].begun(ttft_s, now, was_late=was_late)
+        self._standings[name].begun(started, now)
         self._standings[name].succeed(probe=self._standings[name].state.probing)
 
     def ended(self, name: str, arrival: Arrival, started: float, begun: float, now: float) -> None:  # noqa: ARG002
         """Time per token."""
         self._standings[name].ended(tokens=arrival.output_tokens, output_s=now - begun, truncated=False, now=now)
 
-    def failed(self, name: str, status: int, after_s: float, now: float) -> None:
+    def failed(self, name: str, status: int, started: float, now: float) -> None:
         """Statistics and breaker."""
         standing = self._standings[name]
         error: RelayError = ConnectFailed("out")
         if status == 429:  # noqa: PLR2004
             error = UpstreamRefused("busy", upstream_status=429, retry_after_s=5.0)
         standing.fail(error, now, self._breaker, probe=standing.state.probing)
-        standing.wasted(after_s, now)
+        standing.wasted(started, now)
 
-    def cancelled(self, name: str, age_s: float, now: float, *, was_late: bool) -> None:
-        """It was late, and a probe's place is free again."""
-        self._standings[name].late(age_s, now, again=was_late)
+    def cancelled(self, name: str, started: float, now: float) -> None:
+        """It was slower than another one, and a probe's place is free again."""
+        self._standings[name].left(started, now)
         self._standings[name].give_up(probe=self._standings[name].state.probing)
 
     def spent(self, usd: float, now: float, *, twice: bool) -> None:
@@ -396,7 +372,6 @@ class _Request:
         self.under_way: dict[str, float] = {}  # place -> when its attempt began
         self.tried: list[str] = []
         self.second = ""  # who was asked beside the first
-        self.late: set[str] = set()
         self.is_begun = False
 
     def go(self, now: float) -> None:
@@ -423,9 +398,6 @@ class _Request:
             run.later(now + fate.after_s, lambda at: self.fail(name, fate, at))
             return
         run.later(now + fate.after_s, lambda at: self.begin(name, fate, at))
-        late_after_s = run.router.late_after_s(name, now)
-        if late_after_s < fate.after_s:
-            run.later(now + late_after_s, lambda at: self.wait(name, fate, at))
 
     def start_second(self, first: str, second: str, now: float) -> None:
         """The hedge's time has come."""
@@ -434,22 +406,14 @@ class _Request:
             self.second = second
             self.start(second, now)
 
-    def wait(self, name: str, fate: Fate, now: float) -> None:
-        """It takes long: now, and again when the wait has doubled."""
-        if name in self.under_way:
-            age_s = now - self.under_way[name]
-            self.run.router.late(name, age_s, now, again=name in self.late)
-            self.late.add(name)
-            if 2.0 * age_s < fate.after_s:
-                self.run.later(now + age_s, lambda at: self.wait(name, fate, at))
-
     def fail(self, name: str, fate: Fate, now: float) -> None:
         """An attempt failed; if none is left under way, the next one begins."""
-        if self.under_way.pop(name, None) is None:
+        started = self.under_way.pop(name, None)
+        if started is None:
             return
         code = UpstreamRefused.code if fate.status == 429 else ConnectFailed.code  # noqa: PLR2004
         self.note(name, code, fate.status, None, fate.after_s)
-        self.run.router.failed(name, fate.status, fate.after_s, now)
+        self.run.router.failed(name, fate.status, started, now)
         if not self.under_way and not self.is_begun:
             self.go(now)
 
@@ -461,13 +425,13 @@ class _Request:
         self.is_begun = True
         router, arrival, prices = self.run.router, self.arrival, self.run.upstreams.prices
         for loser, since in self.under_way.items():
-            router.cancelled(loser, now - since, now, was_late=loser in self.late)
+            router.cancelled(loser, since, now)
             self.note(loser, Superseded.code, None, None, now - since)
             usd = prices[loser].of(arrival.prompt_tokens, 0)
             self.result.twice_usd += usd
             router.spent(usd, now, twice=True)
         self.under_way.clear()
-        router.begun(name, now - started, now, was_late=name in self.late)
+        router.begun(name, started, now)
         result = self.result
         result.place = name
         result.ttft_s = now - arrival.at

@@ -55,7 +55,7 @@ class Upstream:
         not_before: when it may be asked again after a Retry-After, seconds on the pipeline's clock.
         asked_at: when an attempt last began; minus infinity if none has.
         speed: how fast and how surely it answers; None if that matters to no route.
-        outlook: the same as a decision wants it, as of the last observation.
+        outlook: the same as a decision wants it, as of the last observation or the last look at what is awaited.
     """
 
     __slots__ = ("_before", "_prefixes", "_rooms", "asked_at", "not_before", "outlook", "speed", "state")
@@ -100,6 +100,12 @@ class Upstream:
             if now < until and left < (1 if kind == "requests" else tokens):
                 return f"upstream_{kind}"
         return None
+
+    def expect(self, now: float) -> Outlook:
+        """What to expect of it if it is asked at `now`; attempts that wait too long count before they end."""
+        if self.speed is not None and self.speed.look(now):
+            self.outlook = outlook(self.speed)
+        return self.outlook
 
     def cached_tokens(self, prefixes: Sequence[tuple[bytes, int]], now: float) -> int:
         """Tokens of the longest of these prompt beginnings that its provider is likely to have in its cache."""
@@ -177,22 +183,32 @@ class Upstream:
 
     # --- speed; only for models that are watched ---
 
-    def begun(self, ttft_s: float, now: float, *, was_late: bool = False) -> None:
-        """A stream has its first output, `ttft_s` seconds after its attempt began; `was_late` if `late` was told."""
+    def asked(self, now: float) -> None:
+        """A stream's attempt begins. Its end is told with the same moment: `begun`, `wasted`, `refused` or `left`."""
         if self.speed is not None:
-            self.speed.begun(ttft_s, now, was_late=was_late)
+            self.speed.asked(now)
+
+    def begun(self, asked_at: float, now: float) -> None:
+        """A stream that was asked for at `asked_at` has its first output."""
+        if self.speed is not None:
+            self.speed.begun(asked_at, now)
             self.outlook = outlook(self.speed)
 
-    def late(self, age_s: float, now: float, *, again: bool = False) -> None:
-        """A stream has waited `age_s` seconds for its first output and waits on; `again` if that was told before."""
+    def left(self, asked_at: float, now: float) -> None:
+        """A stream was given up while it waited for its first output."""
         if self.speed is not None:
-            self.speed.late(age_s, now, again=again)
+            self.speed.left(asked_at, now)
             self.outlook = outlook(self.speed)
 
-    def wasted(self, after_s: float, now: float) -> None:
-        """An attempt failed before its first output, `after_s` seconds after it began."""
+    def refused(self, asked_at: float) -> None:
+        """An attempt ended because its request is wrong."""
         if self.speed is not None:
-            self.speed.failed(after_s, now)
+            self.speed.refused(asked_at)
+
+    def wasted(self, asked_at: float, now: float) -> None:
+        """An attempt failed before its first output."""
+        if self.speed is not None:
+            self.speed.failed(asked_at, now)
             self.outlook = outlook(self.speed)
 
     def ended(self, *, tokens: int, output_s: float, truncated: bool, now: float) -> None:

@@ -89,15 +89,31 @@ def test_whole_answers_tell_of_both_speeds():
 
 
 def test_failures_and_waits_make_the_outlook_worse():
-    """An attempt that failed, an answer that broke off and a stream that is overdue count before anything succeeds."""
+    """An attempt that failed, an answer that broke off and streams that are overdue count before anything succeeds."""
     upstream = Upstream(watched=True)
     best = upstream.outlook.ttft_s
-    upstream.wasted(3.0, 1.0)
+    upstream.wasted(0.0, 3.0)
     failed = upstream.outlook.ttft_s
-    upstream.late(10.0, 2.0)
-    late = upstream.outlook.ttft_s
-    upstream.ended(tokens=5, output_s=1.0, truncated=True, now=3.0)
-    assert best < failed < late < upstream.outlook.ttft_s
+    upstream.left(3.0, 13.0)
+    left = upstream.outlook.ttft_s
+    upstream.ended(tokens=5, output_s=1.0, truncated=True, now=14.0)
+    ended = upstream.outlook.ttft_s
+    for _ in range(8):
+        upstream.asked(20.0)
+    assert upstream.expect(21.0).ttft_s == ended
+    assert upstream.expect(40.0).ttft_s > 20.0
+    assert best < failed < left < ended
+
+
+def test_a_wrong_request_says_nothing_of_a_model():
+    """Streams that the upstream refused for what is in them do not count as waits."""
+    upstream = Upstream(watched=True)
+    before = upstream.outlook
+    for _ in range(8):
+        upstream.asked(1.0)
+    for _ in range(8):
+        upstream.refused(1.0)
+    assert upstream.expect(60.0) == before
 
 
 def test_what_is_left_of_its_limits_is_counted_down():
@@ -142,7 +158,7 @@ def test_speed_outlives_the_process():
     """A snapshot brings a model's outlook back."""
     upstream, later = Upstream(watched=True), Upstream(watched=True)
     for now in range(20):
-        upstream.begun(2.0, now)
+        upstream.begun(now - 2.0, now)
     snapshot = upstream.snapshot(20)
     assert snapshot is not None
     later.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot), type=SpeedSnapshot))

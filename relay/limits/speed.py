@@ -6,18 +6,20 @@ tail?* is asked once in a while, and wants many observations: a decayed sketch (
 
 A level takes times as log-normal, which provider latencies nearly are (see docs/routing.md), and forgets by count and
 by time. Three surprises in a row to one side are no chance any more (once in 3,000 observations): it starts anew from
-them. A peak is so believed within three requests, as peak-EWMA does at once, but a single straggler, of which a
-heavy tail has many, changes little.
+them. A peak is so believed within three answers, as peak-EWMA does at once, but a single straggler, of which a
+heavy tail has many, changes little. What is still awaited is held against the level too (`waits.py`), so a model that
+has become slow is found out before it answers.
 """
 
 from __future__ import annotations
 
-from math import exp, log, sqrt
+from math import erfc, exp, inf, log, sqrt
 
 import msgspec
 
 from relay.limits import quantiles
 from relay.limits.quantiles import Sketch
+from relay.limits.waits import Waits
 
 MEMORY = 30.0
 """Observations that a level rests on at most: 13 % standard error at the scatter of provider latencies."""
@@ -28,8 +30,8 @@ LEVEL_HALF_LIFE_S = 20.0
 SKETCH_HALF_LIFE_S = 120.0
 """Of the sketches: at one request a second some 170 observations, enough for a p95."""
 
-STALE_S = 5.0
-"""A level that heard nothing for this long believes the first surprise that is good news."""
+FEW = 8.0
+"""A level that rests on fewer observations believes the first surprise that is good news: its model is hardly asked."""
 
 PRIOR_TTFT_S = 0.8
 PRIOR_TOKENS_PER_S = 60.0
@@ -44,6 +46,13 @@ _SURPRISE = 1.5
 _RUN = 3
 """Surprises to one side that are a jump."""
 _LEAST_DEVIATION = 0.1
+_WIDE_SHARE = 0.15
+_WIDE = 5.0
+"""The tail: one answer in seven scatters five times as widely (in the shape of Tukey's contaminated normal, 1960)."""
+_LEAST_SHARE = 1e-9
+_RESIDUAL = 4.0
+"""A model that has become slower is taken to need this many times its longest wait so far, until answers tell."""
+_ROOT_2 = sqrt(2.0)
 _USUAL_MEMORY = 300.0
 """Observations behind what is usual for a model: it outlasts a bad hour, in which few are made."""
 _RATE_MEMORY = 10.0
@@ -101,14 +110,12 @@ class Level:
         self._run = 0  # surprises in a row, negative if below
         self._run_sum = 0.0
 
-    def add(self, value: float, now: float, *, surprising: bool | None = None) -> None:
+    def add(self, value: float, now: float) -> None:
         """Count one observation.
 
         Args:
             value: at least 0.
             now: seconds on any clock that does not run below zero.
-            surprising: whether it counts as one of the surprises that make a jump; None leaves that to the scatter.
-                One slow answer is one surprise, however often it was told of.
         """
         x = log(value) if value > _FASTEST_S else log(_FASTEST_S)
         idle_s = now - self._at
@@ -116,13 +123,10 @@ class Level:
         if self._seen < _USUAL_MEMORY:
             self._seen += 1.0
         self.usual += (x - self.usual) / self._seen
-        if surprising is not False and self._jumped(x, stale=idle_s > STALE_S, surprising=bool(surprising)):
-            self.mean = self._run_sum / abs(self._run)
-            self.deviation = PRIOR_DEVIATION
-            self._weight = float(abs(self._run))
-            self._run, self._run_sum = 0, 0.0
-            return
         weight = self._weight * exp(-idle_s * _DECAY) if idle_s > 0.0 else self._weight
+        if self._jumped(x, few=weight < FEW):
+            self._begin_anew(self._run_sum / abs(self._run), abs(self._run))
+            return
         self._weight = weight = min(weight, MEMORY - 1.0) + 1.0
         before = x - self.mean
         self.mean += before / weight
@@ -130,9 +134,9 @@ class Level:
         variance += (before * (x - self.mean) - variance) / weight
         self.deviation = max(sqrt(variance), _LEAST_DEVIATION) if variance > 0.0 else _LEAST_DEVIATION
 
-    def _jumped(self, x: float, *, stale: bool, surprising: bool) -> bool:
+    def _jumped(self, x: float, *, few: bool) -> bool:
         off = x - self.mean
-        if abs(off) <= _SURPRISE * self.deviation and not surprising:
+        if abs(off) <= _SURPRISE * self.deviation:
             if self._run:
                 self._run, self._run_sum = 0, 0.0
             return False
@@ -141,18 +145,29 @@ class Level:
             self._run, self._run_sum = 0, 0.0
         self._run += side
         self._run_sum += x
-        return abs(self._run) >= _RUN or (stale and side < 0)
+        return abs(self._run) >= _RUN or (few and side < 0)
 
-    def at_least(self, value: float, now: float, *, again: bool = False) -> None:
-        """What is still awaited takes longer than `value`, which few do: bad news counts before it is complete.
+    def _begin_anew(self, mean: float, weight: float) -> None:
+        self.mean, self.deviation, self._weight = mean, PRIOR_DEVIATION, weight
+        self._run, self._run_sum = 0, 0.0
 
-        Args:
-            value: so far.
-            now: as in `add`.
-            again: it was told of before.
-        """
+    def at_least(self, value: float, now: float) -> None:
+        """One was given up that took longer than `value`: bad news if few do, else none."""
         if value > _FASTEST_S and log(value) > self.mean:
-            self.add(value, now, surprising=not again)
+            self.add(value, now)
+
+    def rise(self, value: float, now: float) -> None:
+        """Observations are to come from now on round `value`, which is higher than those so far."""
+        self._at = now
+        self._begin_anew(log(value), _RUN)
+
+    def hazard(self, value: float) -> float:
+        """How surprising it is that an observation exceeds `value`: minus the logarithm of the share that does.
+
+        Tails are heavier than a log-normal's: a share of the observations is taken to scatter several times as widely.
+        """
+        z = (log(value) - self.mean) / (self.deviation * _ROOT_2) if value > _FASTEST_S else -inf
+        return -log(0.5 * ((1.0 - _WIDE_SHARE) * erfc(z) + _WIDE_SHARE * erfc(z / _WIDE)) + _LEAST_SHARE)
 
     def quantile(self, deviations: float) -> float:
         """The value so many standard deviations above the median."""
@@ -256,7 +271,18 @@ class Speed:
         wasted_s: seconds that an attempt loses to failures, on average.
     """
 
-    __slots__ = ("_kept", "_kept_until", "_tail", "failed_at", "failing", "per_token", "truncated", "ttft", "wasted_s")
+    __slots__ = (
+        "_kept",
+        "_kept_until",
+        "_tail",
+        "_waits",
+        "failed_at",
+        "failing",
+        "per_token",
+        "truncated",
+        "ttft",
+        "wasted_s",
+    )
 
     def __init__(self, *, ttft_s: float = PRIOR_TTFT_S, tokens_per_s: float = PRIOR_TOKENS_PER_S) -> None:
         self.ttft = Level(ttft_s)
@@ -266,23 +292,44 @@ class Speed:
         self.wasted_s = 0.0
         self.failed_at = 0.0  # when `failing` was last brought up to date
         self._tail = Sketch(half_life_s=SKETCH_HALF_LIFE_S)
+        self._waits = Waits()
         self._kept: dict[float, float] = {}
         self._kept_until = 0.0
 
-    def begun(self, ttft_s: float, now: float, *, was_late: bool = False) -> None:
-        """An attempt has its first output; `was_late` if it was told of before."""
-        self.ttft.add(ttft_s, now, surprising=False if was_late else None)
+    def asked(self, now: float) -> None:
+        """A stream's attempt begins: its wait counts from now on. Tell of its end with the same moment."""
+        self._waits.begin(self.ttft, now)
+
+    def begun(self, asked_at: float, now: float) -> None:
+        """An attempt has its first output."""
+        self._waits.end(asked_at, self.ttft, now, answered=True)
+        ttft_s = now - asked_at
+        self.ttft.add(ttft_s, now)
         self._tail.add(ttft_s, now)
         if self.failing:
             self._attempted(now, failed=0.0, wasted_s=0.0)
 
-    def late(self, age_s: float, now: float, *, again: bool = False) -> None:
-        """An attempt has waited for `age_s` and waits on; `again` if it was told of before."""
-        self.ttft.at_least(age_s, now, again=again)
+    def left(self, asked_at: float, now: float) -> None:
+        """An attempt was given up before its first output: another one was faster, or its client has gone."""
+        self._waits.end(asked_at, self.ttft, now, answered=False)
+        self.ttft.at_least(now - asked_at, now)
 
-    def failed(self, after_s: float, now: float) -> None:
+    def refused(self, asked_at: float) -> None:
+        """An attempt found its request wrong: that shows nothing of the model."""
+        self._waits.forget(asked_at)
+
+    def failed(self, asked_at: float, now: float) -> None:
         """An attempt failed before its first output."""
-        self._attempted(now, failed=1.0, wasted_s=after_s)
+        self._waits.forget(asked_at)
+        self._attempted(now, failed=1.0, wasted_s=now - asked_at)
+
+    def look(self, now: float) -> bool:
+        """Whether the attempts under way wait so long that the model must have become slower; then it is taken so."""
+        longest_s = self._waits.too_long(self.ttft, now)
+        if longest_s is None:
+            return False
+        self.ttft.rise(_RESIDUAL * longest_s, now)
+        return True
 
     def ended(self, *, tokens: int, output_s: float, truncated: bool, now: float) -> None:
         """An answer is over: `tokens` came within `output_s` seconds behind the first."""

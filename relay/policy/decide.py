@@ -64,7 +64,7 @@ class Standing(Protocol):
     """A model's live state.
 
     Attributes:
-        outlook: as of the last observation.
+        outlook: what was last expected of it.
         asked_at: when an attempt last began, seconds on the clock of `now`.
     """
 
@@ -73,6 +73,9 @@ class Standing(Protocol):
 
     def refuses(self, tokens: float, now: float) -> str | None:
         """Why a request of that many tokens, answer included, is not to be sent at `now`; None if it may be."""
+
+    def expect(self, now: float) -> Outlook:
+        """What to expect of it if it is asked at `now`; becomes its `outlook`."""
 
     def cached_tokens(self, prefixes: Sequence[tuple[bytes, int]], now: float) -> int:
         """Tokens of the longest of these prompt beginnings that it is likely to have in its cache."""
@@ -181,7 +184,7 @@ class Chooser:
             if left_out:
                 candidates.append(Weighed(name, place, left_out))
                 continue
-            outlook = standing.outlook
+            outlook = standing.expect(now)
             ttft_s = outlook.ttft_s
             latency_s = ttft_s + output_tokens * outlook.token_s
             usd = prompt_tokens * usd_input + output_tokens * usd_output

@@ -176,7 +176,7 @@ async def test_a_wait_is_known_before_it_ends(front):
             first.base_url,
             second.base_url,
             models={
-                "first": {"provider": "first", "expected": {"ttft_ms": 100}, "timeouts": {"first_token_s": 60}},
+                "first": {"provider": "first", "expected": {"ttft_ms": 50}, "timeouts": {"first_token_s": 60}},
                 "second": {"provider": "second"},
             },
             routes=[{"name": "auto", "candidates": NAMES[:2], "objective": {"ttft": 1, "explore": 0}}],

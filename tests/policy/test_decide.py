@@ -72,6 +72,9 @@ class Stand:
     def refuses(self, _tokens, _now):
         return self._refused
 
+    def expect(self, _now):
+        return self.outlook
+
     def cached_tokens(self, _prefixes, _now):
         return self._cached
 
