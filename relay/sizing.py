@@ -6,9 +6,11 @@ becomes depends most of all on who gives it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+from cachetools import LRUCache
 
 from relay.intent import classify, spoken
 from relay.limits import lengths, prompt_tokens
@@ -31,8 +33,38 @@ LEAST_THINKING = 1024
 """The smallest thinking budget that Anthropic takes, tokens."""
 
 
+MEMO_BYTES = 8 * 1024 * 1024
+"""Of prompts that are remembered with what was read of them."""
+
+REMEMBERED_BYTES = 32 * 1024
+"""Of the longest prompt remembered: to compare a longer one would cost what reading its ends costs."""
+
+
+MAX_APPLICATIONS = 512
+"""System prompts that are remembered; of each some kilobytes at most."""
+
+
+class Reading(NamedTuple):
+    """What is read of a prompt alone.
+
+    Attributes:
+        intent: what it seems to be for.
+        application: fingerprint of the system prompt.
+        prompt_tokens: estimated, before calibration.
+        size: bytes of what was read.
+    """
+
+    intent: Intent
+    application: str
+    prompt_tokens: float
+    size: int
+
+
 class Sizer:
     """What sizing needs of a policy.
+
+    It remembers what it read of prompts: the same one often comes again, in retries, in evaluations, from programs in
+    a loop; and a system prompt comes with each request of its application.
 
     Args:
         intents: the policy's rules.
@@ -42,6 +74,8 @@ class Sizer:
     def __init__(self, intents: Intents, experience: Experience) -> None:
         self.intents = intents
         self.experience = experience
+        self._readings: LRUCache[tuple[bytes, ...], Reading] = LRUCache(MEMO_BYTES, getsizeof=_size_of)
+        self._applications: LRUCache[bytes, str] = LRUCache(MAX_APPLICATIONS)
 
     def size(self, request: ChatRequest, dialect: Dialect, key: str) -> Sizing:
         """Look at a request.
@@ -51,18 +85,32 @@ class Sizer:
             dialect: what its client speaks.
             key: name of the client's key; "" if it sent none.
         """
-        gist = dialect.gist(request)
-        intent = classify(msgspec.json.decode(gist.body))
-        texts, images = dialect.texts(request)
-        return Sizing(
-            self,
-            request,
-            dialect,
-            intent=intent,
-            key=key,
-            application=lengths.application(system_text(gist.system)),
-            prompt_tokens=prompt_tokens.estimate_escaped(texts, messages=len(request.turns), images=images),
-        )
+        return Sizing(self, request, dialect, self._read(request, dialect), key)
+
+    def _read(self, request: ChatRequest, dialect: Dialect) -> Reading:
+        prompt = dialect.prompt(request)
+        reading = self._readings.get(prompt)
+        if reading is None:
+            gist = dialect.gist(request)
+            texts, images = dialect.texts(request)
+            reading = Reading(
+                intent=classify(msgspec.json.decode(gist.body)),
+                application=self._application(gist.first),
+                prompt_tokens=prompt_tokens.estimate_escaped(texts, messages=len(request.turns), images=images),
+                size=sum(map(len, prompt)),
+            )
+            if reading.size <= REMEMBERED_BYTES:
+                self._readings[prompt] = reading
+        return reading
+
+    def _application(self, first: bytes) -> str:
+        fingerprint = self._applications.get(first)
+        if fingerprint is None:
+            fingerprint = self._applications[first] = lengths.application(system_text(first))
+        return fingerprint
+
+
+_size_of = attrgetter("size")
 
 
 class Sizing:
@@ -89,26 +137,16 @@ class Sizing:
         "rules",
     )
 
-    def __init__(
-        self,
-        sizer: Sizer,
-        request: ChatRequest,
-        dialect: Dialect,
-        *,
-        intent: Intent,
-        key: str,
-        application: str,
-        prompt_tokens: float,
-    ) -> None:
-        self.intent = intent
-        self.label = sizer.intents.settled(intent)
+    def __init__(self, sizer: Sizer, request: ChatRequest, dialect: Dialect, reading: Reading, key: str) -> None:
+        self.intent = reading.intent
+        self.label = sizer.intents.settled(reading.intent)
         self.rules: IntentRules = sizer.intents.rules[self.label]
         self._experience = sizer.experience
         self._request = request
         self._dialect = dialect
         self._key = key
-        self._application = application
-        self._prompt_tokens = prompt_tokens
+        self._application = reading.application
+        self._prompt_tokens = reading.prompt_tokens
         self._reasoning = dialect.reasoning(request)
         self._extendable = dialect.extendable(request)
         self._budgets: dict[str, Budget] = {}
@@ -243,8 +281,11 @@ def described(budget: Budget) -> str:
 
 
 def system_text(message: bytes) -> str:
-    """The text of a system message, as its JSON stands in a gist; "" of none."""
-    content = msgspec.json.decode(message).get("content") if message else ""
+    """The text of a conversation's first message if it is a system prompt, else ""."""
+    read = msgspec.json.decode(message) if message else None
+    if not isinstance(read, dict) or read.get("role") not in ("system", "developer"):
+        return ""
+    content = read.get("content")
     if isinstance(content, list):
         texts = [part.get("text") if isinstance(part, dict) else part for part in content]
         return "\n".join(text for text in texts if isinstance(text, str))

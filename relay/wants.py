@@ -58,7 +58,7 @@ def wants_of(
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
         limit_tokens=request.max_tokens or 0,
-        min_tier=min(sizing.rules.min_tier, route.best_tier) if sizing and not preference else 0,
+        min_tier=0 if sizing is None or preference else min(sizing.rules.min_tier, route.best_tier),
         prefixes=dialect.prefixes(request) if route.wants_prefixes else (),
         prefer=preference,
     )

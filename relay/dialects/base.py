@@ -152,6 +152,9 @@ class Dialect(Protocol):
     def prefixes(self, request: ChatRequest) -> tuple[tuple[bytes, int], ...]:
         """Fingerprints and tokens of the prompt's beginnings, see `relay.wire.prefixes`."""
 
+    def prompt(self, request: ChatRequest) -> tuple[bytes, ...]:
+        """All of a request that `gist` and `texts` read, as it came."""
+
     def gist(self, request: ChatRequest) -> Gist:
         """The bounded part of a request that tells what it is after."""
 

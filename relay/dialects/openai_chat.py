@@ -167,6 +167,7 @@ _FEATURE_FIELDS = {
     "audio": "audio",
 }
 """Top-level fields that are a feature by being there."""
+_PROMPT_FIELDS = ("messages", "tools", "functions", "response_format")
 _REASONING_FIELDS = ("reasoning_effort", "reasoning", "thinking", "extra_body")
 """Where clients speak of hidden reasoning."""
 _RULES_THINKING_OUT = {"temperature", "top_p", "tools", "tool_choice"}
@@ -246,6 +247,11 @@ class OpenAIChat:
     def prefixes(self, request: ChatRequest) -> tuple[tuple[bytes, int], ...]:
         """Of the messages, behind the tools: in this order providers read and cache them."""
         return prefixes(bytes(request.fields["messages"]), bytes(request.fields.get("tools", b"")))
+
+    def prompt(self, request: ChatRequest) -> tuple[bytes, ...]:
+        """Messages, tools and response format."""
+        fields = request.fields
+        return tuple([bytes(fields.get(name, b"")) for name in _PROMPT_FIELDS])
 
     def gist(self, request: ChatRequest) -> Gist:
         """See `relay.wire.gist`."""

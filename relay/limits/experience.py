@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from relay.limits import budgets, lengths
-from relay.limits.lengths import CellSnapshot, Lengths
+from relay.limits.lengths import CellSnapshot, Lengths, Place
 from relay.limits.prompt_tokens import Calibration
 from relay.limits.shipped import ANSWER_LENGTHS
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from relay.limits.budgets import Request
-    from relay.limits.lengths import Place
     from relay.messages import Budget, BudgetRules
 
 _NO_REASONING = {"": {0: 1.0}}
@@ -51,8 +50,11 @@ class Experience:
         """Set the limit of an answer; see `budgets.budget`."""
         extendable = rules.extend and request.extendable
         expected = self.answers.expect(place, rules.quantile, extendable=extendable)
-        hidden = self.reasoning.expect(_thinking(place, request), budgets.HEADROOM_QUANTILE)
-        return budgets.budget(rules, request, expected, hidden=hidden.tokens if hidden.cell else 0.0)
+        hidden = 0.0
+        if not self.reasoning.empty:
+            thought = self.reasoning.expect(_thinking(place, request), budgets.HEADROOM_QUANTILE)
+            hidden = thought.tokens if thought.cell else 0.0
+        return budgets.budget(rules, request, expected, hidden=hidden)
 
     def extension(
         self, rules: BudgetRules, request: Request, place: Place, budget: Budget, *, written: int, number: int
@@ -162,4 +164,4 @@ def living(snapshot: ExperienceSnapshot, now: float, models: Container[str]) -> 
 
 def _thinking(place: Place, request: Request) -> Place:
     """How much a model reasons goes by effort rather than intent."""
-    return place._replace(kind=request.effort or "")
+    return Place(request.effort or "", place.model, place.key, place.application)

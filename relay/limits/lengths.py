@@ -191,6 +191,11 @@ class Lengths:
         self._max_cells = max_cells
         self._half_life_s = half_life_s
 
+    @property
+    def empty(self) -> bool:
+        """Whether no answer was counted."""
+        return not self._cells
+
     def expect(self, place: Place, quantile: float, *, extendable: bool = False) -> Expectation:
         """How long the answer will be.
 
@@ -201,7 +206,7 @@ class Lengths:
         """
         name, cell = self._nearest(place)
         allowed = min((1.0 - quantile) * (cell.slack if extendable else 1.0), 1.0)
-        quantile = 1.0 - allowed * exp(cell.widening)
+        quantile = 1.0 - (allowed * exp(cell.widening) if cell.widening else allowed)
         return Expectation(cell.believed.quantile(quantile), quantile, allowed, name)
 
     def mean(self, place: Place) -> float:
@@ -292,6 +297,9 @@ class Lengths:
 
     def _nearest(self, place: Place) -> tuple[tuple[str, ...], _Cell]:
         """The most particular cell there is, and its name; the prior's is empty."""
+        cell = self._cells.get(place)
+        if cell is not None:
+            return place, cell
         for name in reversed(place.cells()):
             cell = self._cells.get(name)
             if cell is not None:

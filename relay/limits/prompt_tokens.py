@@ -98,6 +98,7 @@ def _table() -> bytes:
 _TABLE = _table()
 _COUNTED = (*_CLASSES, *_PAIRS)
 _NAMES = tuple(name.decode() for name in _COUNTED)
+_ASCII_WEIGHTS = tuple(map(PROMPT_TOKENS.__getitem__, _NAMES))
 
 
 def features(text: bytes) -> dict[str, int]:
@@ -128,6 +129,9 @@ def estimate(text: bytes, *, escaped: bool = False) -> float:
         return estimate(sample, escaped=escaped) * len(text) / SAMPLE_BYTES
     if escaped and b"\\" in text:
         text = _ESCAPES.sub(_unescaped, text)
+    if text.isascii():
+        counts = map(text.translate(_TABLE).count, _COUNTED)
+        return sum([weight * count for weight, count in zip(_ASCII_WEIGHTS, counts, strict=True)])
     return sum(PROMPT_TOKENS[name] * count for name, count in features(text).items())
 
 

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -253,7 +254,7 @@ UNKNOWN_PRICE = Price(1e-6, 1e-6, 1e-6)
 """For a route of whose candidates no price is known: all cost the same, whatever it is."""
 
 
-class Route(msgspec.Struct, frozen=True, eq=False):
+class Route(msgspec.Struct, frozen=True, eq=False, dict=True):
     """Candidates for the requests that match.
 
     Attributes:
@@ -291,22 +292,22 @@ class Route(msgspec.Struct, frozen=True, eq=False):
             or self.hedge
         )
 
-    @property
+    @cached_property
     def best_tier(self) -> int:
         """The highest tier among its candidates."""
         return max(model.tier for model in self.candidates)
 
-    @property
+    @cached_property
     def wants_features(self) -> bool:
         """Whether it matters what a request uses."""
         return any(model.features is not None for model in self.candidates)
 
-    @property
+    @cached_property
     def wants_sizes(self) -> bool:
         """Whether it matters how large a request is."""
         return any(model.context or model.max_output for model in self.candidates)
 
-    @property
+    @cached_property
     def wants_prefixes(self) -> bool:
         """Whether it matters that a provider has read a prompt's beginning before."""
         return bool(self.objective and self.objective.cost) and any(

@@ -27,12 +27,13 @@ TOOLS = 8
 END_CHARS = 320
 """Characters kept of each end of a text, at least."""
 
-_PLAIN_END = 4 * END_CHARS  # bytes, in UTF-8
-_ESCAPED_END = 12 * END_CHARS  # bytes, each character a pair of \u escapes
+_PLAIN_END = 4 * (END_CHARS + 1)  # bytes, in UTF-8; one for the quote
+_ESCAPED_END = 12 * (END_CHARS + 1)  # bytes, each character a pair of \u escapes
+_BRIEF = 2 * _PLAIN_END
 _LOOK_BACK = 64
 _SHORT = 64
 
-_SYSTEM_ROLES = ("system", "developer")
+_BESIDE = {"tools", "functions", "response_format"}
 _ABSENT = msgspec.Raw()
 
 
@@ -41,11 +42,11 @@ class Gist(NamedTuple):
 
     Attributes:
         body: a Chat Completions body.
-        system: of it, the first message if it is a system prompt; else nothing.
+        first: its first message, which may be a system prompt; nothing if it has none.
     """
 
     body: bytes
-    system: bytes
+    first: bytes
 
 
 class _Turn(msgspec.Struct, gc=False):
@@ -86,6 +87,9 @@ def gist(turns: Sequence[msgspec.Raw], fields: Mapping[str, msgspec.Raw]) -> Gis
         turns: its messages.
         fields: its top-level fields.
     """
+    prompt = bytes(fields["messages"])
+    if len(prompt) <= _BRIEF and len(turns) <= RECENT and _BESIDE.isdisjoint(fields):
+        return Gist(b'{"messages":%b}' % prompt, bytes(turns[0]) if turns else b"")
     kept = [_turn(raw) for raw in (turns if len(turns) <= RECENT else (turns[0], *turns[-RECENT:]))]
     asked = next((turn for turn in reversed(kept[-RECENT:]) if turn is not None and turn.role == "user"), None)
     first = kept[0] if kept else None
@@ -96,8 +100,7 @@ def gist(turns: Sequence[msgspec.Raw], fields: Mapping[str, msgspec.Raw]) -> Gis
             body += b',"%b":%b' % (name.encode(), _tools(bytes(fields[name])))
     if "response_format" in fields:
         body += b',"response_format":' + _response_format(bytes(fields["response_format"]))
-    is_system = first is not None and first.role in _SYSTEM_ROLES
-    return Gist(body + b"}", messages[0] if is_system else b"")
+    return Gist(body + b"}", messages[0] if messages else b"")
 
 
 def shortened(string: bytes) -> bytes:
