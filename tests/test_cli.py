@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from relay import __version__
-from relay.cli import SHOWN_CELLS, main
+from relay.cli import main
+from relay.commands.budgets import SHOWN_CELLS
 from relay.config import Settings
 from relay.learned import Memory
 from relay.messages import AttemptRecord, Wants
@@ -176,6 +177,15 @@ def test_every_setting_but_the_secret_is_a_flag() -> None:
     """`relay serve` can be told on the command line what variables tell it; secrets stay out of process lists."""
     flags = {parameter.name for parameter in main.commands["serve"].params}
     assert flags == set(Settings.model_fields) - {"admin_key"}
+
+
+def test_who_serves_loads_what_serves() -> None:
+    """`relay serve` holds in memory neither the other commands nor what only they use."""
+    program = "import sys; from relay.cli import main; main.commands['serve']; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = {*ran.stdout.split()}
+    assert "relay.commands.serve" in loaded
+    assert not loaded & {"relay.commands.check", "relay.commands.tables", "relay.replay", "relay.simulate", "rich"}
 
 
 def test_the_module_is_the_command() -> None:

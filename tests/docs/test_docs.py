@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from relay import cli, config, errors
 from relay.app import create_app
+from relay.commands.serve import serve
 from relay.messages import Outcome
 from relay.probes import Probes
 from relay.runtimes.container import register_gauges
@@ -61,7 +62,7 @@ def test_settings() -> None:
     table = rows(OPERATIONS, "Settings")
     fields = {config.variable(name): field for name, field in config.Settings.model_fields.items()}
     assert first_code([row["variable"] for row in table]) == {*fields}
-    assert {flag for row in table for flag in code(row["flag"])} == {opt for p in cli.serve.params for opt in p.opts}
+    assert {flag for row in table for flag in code(row["flag"])} == {opt for p in serve.params for opt in p.opts}
 
     documented = {code(row["variable"])[0]: code(row["default"])[:1] for row in table}
     for variable, field in fields.items():
@@ -83,9 +84,7 @@ def test_command_line() -> None:
     existing = set()
     for path, command in commands(cli.main, "relay"):
         options = (
-            {}
-            if command is cli.serve
-            else {opt for p in command.params if isinstance(p, click.Option) for opt in p.opts}
+            {} if command is serve else {opt for p in command.params if isinstance(p, click.Option) for opt in p.opts}
         )
         existing |= {path, *(f"{path} {option}" for option in options)}
     assert first_code([row["command"] for row in rows(OPERATIONS, "Command line")]) == existing

@@ -1,0 +1,30 @@
+"""Tables, as every command prints them: plain, and wrapped rather than cut where a terminal is narrow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def console() -> Console:
+    """The standard output, where text means itself: names may have brackets."""
+    return Console(highlight=False, markup=False)
+
+
+def table(columns: Iterable[str], *, title: str | None = None) -> Table:
+    """A table without rows.
+
+    Args:
+        columns: their heads.
+        title: stands above them.
+    """
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
