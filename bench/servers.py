@@ -165,17 +165,23 @@ def relay_environment(python: Path) -> Path:
 
 
 def start_relay(ground: Ground) -> list[Server]:
-    """Relay with everything on, as two servers: the route over three models, and the one over a single model."""
+    """Relay with everything on, and as a second process with one candidate and no budgets."""
+    full = _start_relay(ground, "relay", model="auto", leave_out=())
+    return [full, _start_relay(ground, "relay-single", model="single", leave_out=("budgets.toml",))]
+
+
+def _start_relay(ground: Ground, name: str, *, model: str, leave_out: tuple[str, ...]) -> Server:
     port = free_port()
-    folder = ground.working_folder("relay")
-    policy = folder / "policy"
-    policy.mkdir(exist_ok=True)
+    policy = ground.working_folder(name) / "policy"
+    shutil.rmtree(policy, ignore_errors=True)
+    policy.mkdir()
     for source in (HERE / "policy").glob("*.toml"):
-        text = source.read_text().replace("127.0.0.1:9000", f"127.0.0.1:{ground.upstream}")
-        (policy / source.name).write_text(text)
+        if source.name not in leave_out:
+            text = source.read_text().replace("127.0.0.1:9000", f"127.0.0.1:{ground.upstream}")
+            (policy / source.name).write_text(text)
     command: list[str | Path] = [relay_environment(ground.python), "-m", "relay", "serve"]
     process = ground.start(
-        "relay",
+        name,
         [*command, "--policy", policy, "--port", str(port)],
         f"http://127.0.0.1:{port}/readyz",
         env={
@@ -185,11 +191,7 @@ def start_relay(ground: Ground) -> list[Server]:
             "RELAY_WORKERS": "1",
         },
     )
-    headers = (f"Authorization: Bearer {RELAY_KEY}",)
-    return [
-        Server("relay", "", port, process, model="auto", headers=headers),
-        Server("relay-single", "", port, process, model="single", headers=headers),
-    ]
+    return Server(name, "", port, process, model=model, headers=(f"Authorization: Bearer {RELAY_KEY}",))
 
 
 Starter = Callable[[Ground], list[Server]]
