@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from relay.client import Client
-    from relay.dialects.base import Answer, Dialect, SegmentReader, StreamReader
+    from relay.dialects.base import Answer, Dialect, SegmentReader, SoFar, StreamReader
     from relay.messages import Headers, Usage
     from relay.transports.base import Call
 
@@ -423,6 +423,20 @@ class SegmentAttempt(StreamAttempt):
         """See `relay.dialects.base.SegmentReader`."""
         return self.reader.held
 
+    @property
+    def plain(self) -> bool:
+        """See `relay.dialects.base.SegmentReader`."""
+        return self.reader.plain
+
+    def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
+        """See `relay.dialects.base.SegmentReader`."""
+        return self.reader.so_far(before, usage)
+
+    def release(self, usage: Usage) -> None:  # noqa: ARG002 - it was told as the segment went by
+        """No segment follows: send what was held."""
+        held, self.reader.held = self.reader.held, b""
+        self._client.end(held)
+
     def _serve(self, last: bytes) -> None:
         if not self.reader.held:
             super()._serve(last)
@@ -483,6 +497,9 @@ class AnswerAttempt(Attempt):
         except UpstreamFailure as error:
             self.fail(error)
             return
+        self._deliver(body)
+
+    def _deliver(self, body: bytes) -> None:
         self.committed = True
         self._downstream.commit(self, len(body))
         self._serve(body)
@@ -490,3 +507,65 @@ class AnswerAttempt(Attempt):
     def _overdue(self, now: float) -> UpstreamFailure | None:
         """Generation may take its whole time before the head; behind it silence is not normal."""
         return None if self.status is None else self._silent_for(now)
+
+
+class PartAttempt(AnswerAttempt):
+    """A whole answer that may be one of several segments: whether it is the last, the exchange decides.
+
+    Args:
+        before: the segments before it; None if it is the first.
+        hold_length: hold an answer that met a limit.
+        downstream: as for any attempt, like the rest.
+    """
+
+    __slots__ = ("_before", "_held", "_hold_length")
+
+    def __init__(
+        self,
+        downstream: Downstream,
+        trial: Trial,
+        ended: asyncio.Future[RelayError | None],
+        before: SoFar | None,
+        *,
+        hold_length: bool,
+    ) -> None:
+        super().__init__(downstream, trial, ended)
+        self._before = before
+        self._hold_length = hold_length
+        self._held = b""
+
+    @property
+    def held(self) -> bytes:
+        """The body, if it is not to be sent as it is, or not yet."""
+        return self._held
+
+    @property
+    def plain(self) -> bool:
+        """There is nothing but text in it."""
+        return self._downstream.dialect.answer_text(self.held) is not None
+
+    def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
+        """The answer with this segment; arguments as for `relay.dialects.base.SegmentReader.so_far`."""
+        style = self.trial.model.continuation
+        return self._downstream.dialect.answer_so_far(before, self.held, style, usage)
+
+    def release(self, usage: Usage) -> None:
+        """No segment follows: send the answer, joined of all segments.
+
+        Args:
+            usage: of this one.
+        """
+        body = self.held
+        if self._before is not None:
+            body = self._downstream.dialect.whole_answer(self.so_far(self._before, usage), body)
+        self._held = b""
+        self._downstream.commit(self, len(body))
+        self._client.end(body)
+
+    def _deliver(self, body: bytes) -> None:
+        if self._before is None and not (self._hold_length and self.finish_reason == "length"):
+            super()._deliver(body)
+            return
+        self._held = body
+        self.committed = True
+        self.ended.set_result(None)

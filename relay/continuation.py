@@ -1,66 +1,145 @@
 """One answer in several segments: what its client has of it, and how the next one is asked for and read.
 
-A segment is a stream of its own. Another one follows where a stream breaks off behind its first output and the policy
-says `streams.recover`: the client, who has seen the text so far, sees it go on.
+A segment is an attempt of its own. Another one follows in two cases, and the client sees its text go on:
+
+    recovery   a stream broke off behind its first output, and the policy says `streams.recover`
+    extension  the answer met a limit that the relay set, and its budget may be extended
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from relay.attempt import PartAttempt, SegmentAttempt
 from relay.errors import RelayError, UpstreamFailure, may_retry
+from relay.messages import Shape
 
 if TYPE_CHECKING:
-    from relay.attempt import SegmentAttempt
-    from relay.dialects.base import Dialect, SegmentReader, SoFar, StreamReader
-    from relay.messages import Usage
+    import asyncio
+
+    from relay.attempt import Downstream, Trial
+    from relay.dialects.base import Dialect, SoFar, StreamReader
+    from relay.messages import Budget, ChatRequest, Usage
     from relay.policy.compiled import Model
+    from relay.sizing import Sizing
 
 
 class Continuation:
     """One request's.
 
     Args:
+        request: whose answer it is.
         dialect: of the client and the upstreams.
+        sizing: says how much more an answer may take; None if no budgets are set.
         recover: whether to go on behind what broke off.
 
     Attributes:
         so_far: the segments that are over; None while the first one lasts.
         last: the attempt that brought the latest of these.
-        broken_by: what ended it; told if nothing follows.
-        began_at: when the first one had its first output, seconds on the pipeline's clock.
+        broken_by: what ended it, to be told if nothing follows; None if it was a limit.
+        began_at: when the first one had its first output, seconds on the pipeline's clock; None if none was sent yet.
+        budget: what the first one was given.
+        extensions: how many followed because a limit was met.
     """
 
-    __slots__ = ("_dialect", "_recover", "began_at", "broken_by", "last", "so_far")
+    __slots__ = (
+        "_dialect",
+        "_left",
+        "_recover",
+        "_request",
+        "_sizing",
+        "began_at",
+        "broken_by",
+        "budget",
+        "extensions",
+        "last",
+        "so_far",
+    )
 
-    def __init__(self, dialect: Dialect, *, recover: bool) -> None:
+    def __init__(self, request: ChatRequest, dialect: Dialect, sizing: Sizing | None, *, recover: bool) -> None:
+        self._request = request
         self._dialect = dialect
+        self._sizing = sizing
         self._recover = recover
+        self._left: int | None = None  # of the limit, for the next segment
         self.so_far: SoFar | None = None
-        self.last: SegmentAttempt | None = None
+        self.last: SegmentAttempt | PartAttempt | None = None
         self.broken_by: RelayError | None = None
         self.began_at: float | None = None
+        self.budget: Budget | None = None
+        self.extensions = 0
 
     @property
     def segment(self) -> int:
         """Which one is under way, from 1."""
         return 1 if self.so_far is None else self.so_far.segments + 1
 
-    def reader(self, reader: StreamReader, model: Model) -> SegmentReader:
-        """Reads the segment that a model is now asked for."""
-        return self._dialect.segment_reader(reader, self.so_far, model.continuation, hold_length=False)
+    # --- asking ---
 
-    def request(self, body: bytes, model: Model) -> bytes:
-        """The body that asks a model for it, made from the one that asks for a whole answer."""
+    def attempt(
+        self,
+        downstream: Downstream,
+        trial: Trial,
+        ended: asyncio.Future[RelayError | None],
+        reader: StreamReader | None,
+    ) -> SegmentAttempt | PartAttempt:
+        """An attempt at the next segment; `reader` reads its stream, None if a whole answer was asked for."""
+        budget = trial.budget
+        hold_length = self._sizing is not None and self._sizing.extends and budget is not None and budget.own
+        if reader is None:
+            return PartAttempt(downstream, trial, ended, self.so_far, hold_length=hold_length)
+        style = trial.model.continuation
+        segments = self._dialect.segment_reader(reader, self.so_far, style, hold_length=hold_length)
+        return SegmentAttempt(downstream, trial, ended, segments)
+
+    def shape(self, shape: Shape | None) -> Shape | None:
+        """What is set in the request for the next segment: what is left of the limit, or was granted anew."""
+        if self.so_far is None or self._left is None:
+            return shape
+        return replace(shape or Shape(), limit=self._left)
+
+    def body(self, body: bytes, model: Model) -> bytes:
+        """The request for it, made from the one for a whole answer."""
         if self.so_far is None:
             return body
         return self._dialect.continue_request(body, self.so_far.text, model.continuation)
 
-    def take(self, attempt: SegmentAttempt, failure: RelayError, usage: Usage) -> bool:
-        """A segment with output was broken off. True if another one may follow."""
-        self.so_far = attempt.reader.so_far(self.so_far, usage)
-        self.last = attempt
+    # --- when a segment is over ---
+
+    def grant(self, attempt: SegmentAttempt | PartAttempt, usage: Usage) -> int:
+        """How many tokens more an answer gets whose end is held; 0 if it ends here."""
+        sizing, budget = self._sizing, self.budget or attempt.trial.budget
+        if sizing is None or budget is None or not attempt.plain:
+            return 0
+        limit = budget.limit if self.so_far is None else self._left
+        if not sizing.met(replace(budget, limit=limit), usage):
+            return 0
+        total = self.so_far.usage.continued(usage) if self.so_far else usage
+        written = total.completion_tokens - total.reasoning_tokens
+        return sizing.extension(attempt.trial.model, budget, written=written, number=self.extensions + 1)
+
+    def extend(self, attempt: SegmentAttempt | PartAttempt, usage: Usage, grant: int) -> None:
+        """A segment ended at its limit, and another one of `grant` tokens is to follow."""
+        self._take(attempt, usage)
+        self.broken_by = None
+        self.extensions += 1
+        self._left = grant
+
+    def recover(self, attempt: SegmentAttempt, failure: RelayError, usage: Usage) -> bool:
+        """A segment with output broke off. True if another one may follow."""
+        limit = self._left
+        if self.so_far is None:
+            limit = attempt.trial.budget.limit if attempt.trial.budget else self._request.max_tokens
+        self._take(attempt, usage)
         self.broken_by = failure
-        if self.began_at is None:
+        self._left = None if limit is None else max(limit - usage.completion_tokens, 1)
+        return self._recover and attempt.plain and isinstance(failure, UpstreamFailure) and may_retry(failure)
+
+    def _take(self, attempt: SegmentAttempt | PartAttempt, usage: Usage) -> None:
+        if self.so_far is None:
             self.began_at = attempt.committed_at
-        return self._recover and attempt.reader.plain and isinstance(failure, UpstreamFailure) and may_retry(failure)
+            self.budget = attempt.trial.budget
+        self.so_far = attempt.so_far(self.so_far, usage)
+        self.last = attempt

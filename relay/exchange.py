@@ -17,7 +17,7 @@ from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from relay.attempt import NO_HEADERS, OK, AnswerAttempt, Attempt, SegmentAttempt, StreamAttempt, Trial
+from relay.attempt import NO_HEADERS, OK, AnswerAttempt, Attempt, PartAttempt, SegmentAttempt, StreamAttempt, Trial
 from relay.continuation import Continuation
 from relay.dialects import DIALECTS
 from relay.errors import (
@@ -127,6 +127,7 @@ class Exchange:
         "_ending",
         "_kept_alive_at",
         "_lease",
+        "_more_leases",
         "_paused",
         "_pipeline",
         "_race",
@@ -175,6 +176,7 @@ class Exchange:
         self._ending: RelayError | None = None  # why it is to end, if it is not for an upstream's sake
         self._sleeping: asyncio.Future[None] | None = None
         self._lease: Lease | None = None
+        self._more_leases: tuple[Lease, ...] = ()  # for continuations
 
     # --- what the runtime tells ---
 
@@ -390,7 +392,7 @@ class Exchange:
             key=key.name,
             limits=key.limits,
             tokens=tokens,
-            ttl_s=max(model.timeouts.total_s for model in route.candidates) + LEASE_MARGIN_S,
+            ttl_s=self._longest_s(route),
         )
         verdict = await self._pipeline.store.reserve(ask, self._pipeline.clock.now())
         if isinstance(verdict, Refusal):
@@ -399,6 +401,11 @@ class Exchange:
                 retry_after_s=verdict.retry_after_s,
             )
         return verdict
+
+    @staticmethod
+    def _longest_s(route: Route) -> float:
+        """How long a lease has to last."""
+        return max(model.timeouts.total_s for model in route.candidates) + LEASE_MARGIN_S
 
     async def _try_candidates(
         self, request: ChatRequest, route: Route, planned_attempts: Sequence[Planned], left_out: Mapping[str, str]
@@ -420,8 +427,8 @@ class Exchange:
         failure: RelayError | None = None
         too_small: list[Model] = []  # for this prompt
         queue = list(planned_attempts)
-        if served.policy.streams.recover and request.stream and self.dialect.may_continue(request):
-            self._continuation = Continuation(self.dialect, recover=True)
+        if self._sizing is not None or served.policy.streams.recover:
+            self._continuation = self._continuation_for(request)
         while queue:
             planned = queue.pop(0)
             model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]
@@ -439,32 +446,86 @@ class Exchange:
             if upstream.unavailable(now):
                 continue
             race = self._race = self._race_for(request, route)
-            if race is not None:
-                ended_by = await race.run(model, queue, usual=self._usual(model, queue))
-            else:
-                ended_by = await self.outcome(self.begin(model))
+            ended_by = await (
+                self.outcome(self.begin(model))
+                if race is None
+                else race.run(model, queue, usual=self._usual(model, queue))
+            )
             self._check_ending()
-            if ended_by is None:
-                return
-            failure = ended_by
             now = pipeline.clock.now()
+            if ended_by is None:
+                if self._continuation is None or not await self._extend(self._continuation, route, model, queue):
+                    return
+                continue
+            failure = ended_by
             if not self._may_go_on(failure, too_small):
                 break
-        raise self._broken_by() or failure or _none_left(route, left_out, served.upstreams, now)
+        self._give_up(failure or _none_left(route, left_out, served.upstreams, now))
+
+    def _continuation_for(self, request: ChatRequest) -> Continuation | None:
+        """How the answer can go on if it breaks off or meets a limit; None if it cannot."""
+        recover = self._served.policy.streams.recover and request.stream
+        sizing = self._sizing if self._sizing is not None and self._sizing.extends else None
+        if sizing is None and not (recover and self.dialect.may_continue(request)):
+            return None
+        return Continuation(request, self.dialect, sizing, recover=recover)
+
+    async def _extend(self, continuation: Continuation, route: Route, model: Model, queue: list[Planned]) -> bool:
+        """Whether an answer that ended goes on, because it did so at the relay's own limit; if not, it has been sent.
+
+        It goes on with the same model, which has read the prompt; if that fails, with whoever is next.
+        """
+        attempt = self._attempt
+        if not isinstance(attempt, SegmentAttempt | PartAttempt) or not attempt.held:
+            return False
+        usage = attempt.usage or self._estimated_usage(attempt)
+        grant = continuation.grant(attempt, usage)
+        if grant and await self._reserve_more(route, usage.prompt_tokens + usage.completion_tokens + grant):
+            self._check_ending()
+            continuation.extend(attempt, usage, grant)
+            queue.insert(0, Planned(model.name, 1))
+            return True
+        if isinstance(attempt, PartAttempt) and not attempt.plain and continuation.last is not None:
+            attempt = self._attempt = continuation.last  # what the client wants is one text
+        attempt.release(usage)
+        return False
+
+    async def _reserve_more(self, route: Route, tokens: int) -> bool:
+        """Take a continuation from the key's limits. False if they do not allow it."""
+        key = self.head.key
+        if key is None or key.limits.tokens_per_min is None:
+            return True
+        ask = Ask(
+            key=key.name,
+            limits=KeyLimits(tokens_per_min=key.limits.tokens_per_min),
+            tokens=tokens,
+            ttl_s=self._longest_s(route),
+        )
+        verdict = await self._pipeline.store.reserve(ask, self._pipeline.clock.now())
+        if isinstance(verdict, Refusal):
+            return False
+        self._more_leases += (verdict,)
+        return True
+
+    def _give_up(self, failure: RelayError) -> None:
+        """Nobody is left to ask: end what the client has a part of, or tell the failure.
+
+        Raises:
+            RelayError: what broke off the answer, or else the failure; no answer is left that only met a limit.
+        """
+        continuation = self._continuation
+        if continuation is None or continuation.last is None:
+            raise failure
+        last = self._attempt = continuation.last
+        if continuation.broken_by is not None:
+            raise continuation.broken_by
+        last.release(last.usage or self._estimated_usage(last))
 
     def _may_ask(self, model: Model, too_small: list[Model]) -> bool:
         """Whether a model can serve what is to be asked next."""
         if model.continuation == "none" and self._continuation is not None and self._continuation.so_far is not None:
             return False
         return all(_is_larger(model, small) for small in too_small)
-
-    def _broken_by(self) -> RelayError | None:
-        """What broke off the answer that the client has a part of, and that nobody could go on with."""
-        continuation = self._continuation
-        if continuation is None or continuation.last is None:
-            return None
-        self._attempt = continuation.last
-        return continuation.broken_by
 
     def _race_for(self, request: ChatRequest, route: Route) -> Race | None:
         """A race if this request may be asked twice at a time at all."""
@@ -483,7 +544,7 @@ class Exchange:
         """Whether another attempt may follow; notes a model whose context was too small."""
         attempt = self._attempt
         if isinstance(attempt, SegmentAttempt) and self._continuation is not None and attempt.committed:
-            return self._continuation.take(attempt, failure, attempt.usage or self._estimated_usage(attempt))
+            return self._continuation.recover(attempt, failure, attempt.usage or self._estimated_usage(attempt))
         if attempt is None or attempt.committed:
             return False
         if isinstance(failure, UpstreamRefused) and failure.too_long:
@@ -522,6 +583,8 @@ class Exchange:
         probe = self._served.upstreams[model.name].start(now, tokens)
         sizing = self._sizing
         budget = sizing.budget(model) if sizing else None
+        if continuation is not None and continuation.so_far is not None:
+            budget = continuation.budget
         trial = Trial(model, self._begun, probe, now, hedge=hedge, budget=budget)
         ended: asyncio.Future[RelayError | None] = asyncio.get_running_loop().create_future()
         attempt: Attempt
@@ -531,20 +594,23 @@ class Exchange:
             if continuation is None:
                 attempt = StreamAttempt(self, trial, ended, reader)
             else:
-                attempt = SegmentAttempt(self, trial, ended, continuation.reader(reader, model))
-        else:
+                attempt = continuation.attempt(self, trial, ended, reader)
+        elif continuation is None:
             attempt = AnswerAttempt(self, trial, ended)
+        else:
+            attempt = continuation.attempt(self, trial, ended, None)
         if not hedge:
             self._attempt = attempt
+        shape = sizing.shape(model) if sizing else None
         body = self.dialect.encode_request(
             request,
             model=model.upstream,
             max_tokens_field=model.max_tokens_field,
             ask_usage=provider.ask_usage,
-            shape=sizing.shape(model) if sizing else None,
+            shape=shape if continuation is None else continuation.shape(shape),
         )
         if continuation is not None:
-            body = continuation.request(body, model)
+            body = continuation.body(body, model)
         endpoint = self._served.endpoints[provider.name]
         attempt.call = pipeline.transport.send(UpstreamRequest(endpoint, self._forwarded(provider), body), attempt)
         if request.stream:
@@ -731,6 +797,8 @@ class Exchange:
         if self._lease is not None:
             spent = usage.total_tokens if usage else 0
             await self._pipeline.store.settle(self._lease, spent, self._pipeline.clock.now())
+            for lease in self._more_leases:
+                await self._pipeline.store.settle(lease, 0, self._pipeline.clock.now())
 
     def _learn(self, attempt: Attempt, usage: Usage, error: RelayError | None) -> bool:
         """Let what the answer was be known to those that set budgets. True if the relay's own ended it."""
@@ -752,7 +820,7 @@ class Exchange:
         if continuation is not None and continuation.so_far is not None:
             segments += continuation.so_far.segments - (attempt is continuation.last)
             attempt = continuation.last if first_at is None else attempt
-            first_at = continuation.began_at
+            first_at = continuation.began_at or first_at
         model = attempt.trial.model if attempt is not None and attempt.committed else None
         finish_reason = attempt.finish_reason if attempt is not None else None
         met_budget = attempt is not None and usage is not None and self._learn(attempt, usage, error)
@@ -787,6 +855,7 @@ class Exchange:
             confidence=sizing.intent.confidence if sizing else 0.0,
             budget=attempt.trial.budget if attempt is not None else None,
             segments=segments,
+            extensions=0 if continuation is None else min(continuation.extensions, max(segments - 1, 0)),
         )
         # These know this exchange: no cycles are left for the collector.
         self._attempt = self._race = self._continuation = None

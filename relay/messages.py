@@ -431,6 +431,7 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
         confidence: how sure the classifier was of what it took it for.
         budget: what the answer was given; None if the policy sets none.
         segments: pieces that the client's answer was put together from; 1 as a rule, 0 if nothing came.
+        extensions: those of them that followed because the relay's own budget was met, and not a failure.
     """
 
     id: str
@@ -457,3 +458,4 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     confidence: float = 0.0
     budget: Budget | None = None
     segments: int = 1
+    extensions: int = 0

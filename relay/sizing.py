@@ -183,6 +183,11 @@ class Sizing:
             steering=rules.steering,
         )
 
+    @property
+    def extends(self) -> bool:
+        """An answer that meets the budget may be continued."""
+        return self._extendable and self.rules.budget.extend and self.rules.budget.mode != "off"
+
     def extension(self, model: Model, budget: Budget, *, written: int, number: int) -> int:
         """What a continuation of an answer may take; 0 if the answer ends here.
 
@@ -257,7 +262,7 @@ class Sizing:
             choices=self._request.choices,
             effort=said.effort if said else self._effort_for(model),
             reasons=model.may_reason,
-            extendable=self._extendable,
+            extendable=self._extendable and model.continuation != "none",
             context=model.context,
             max_output=model.max_output,
         )

@@ -94,12 +94,14 @@ class SoFar(msgspec.Struct, frozen=True):
         mark: fields by which its chunks name it; each segment's must be the first one's.
         usage: of all segments together.
         segments: how many there were.
+        first: the body of the first one, where the answer is no stream.
     """
 
     text: str
     mark: Fields
     usage: Usage
     segments: int
+    first: bytes = b""
 
 
 class SegmentReader(StreamReader, Protocol):
@@ -129,12 +131,10 @@ class Dialect(Protocol):
     Attributes:
         name: as policies call it.
         chat_path: below the provider's base URL.
-        continues: an answer that was cut can be gone on with.
     """
 
     name: str
     chat_path: str
-    continues: bool
 
     def auth_headers(self, api_key: str | None) -> tuple[tuple[bytes, bytes], ...]:
         """Headers that carry the provider's credentials."""
@@ -165,7 +165,7 @@ class Dialect(Protocol):
         """What the client says of hidden reasoning; None if it leaves that open."""
 
     def extendable(self, request: ChatRequest) -> bool:
-        """Whether an answer that meets its limit can be continued: it is one text, no tool call and no JSON."""
+        """Whether an answer that meets its limit is sure to be one that can be continued: no tools are offered."""
 
     def takes_effort(self, request: ChatRequest, effort_field: str) -> bool:
         """Whether an effort may be set in that field: the client left it open, and sent nothing that rules it out."""
@@ -194,6 +194,15 @@ class Dialect(Protocol):
 
     def may_continue(self, request: ChatRequest) -> bool:
         """Whether an answer to this request can have several segments, as long as it is plain text."""
+
+    def answer_text(self, body: bytes) -> str | None:
+        """The text of a complete answer; None if there is more to it than text."""
+
+    def answer_so_far(self, before: SoFar | None, body: bytes, style: Continuing, usage: Usage) -> SoFar:
+        """An answer with a segment that is no stream; arguments as for `segment_reader` and `SegmentReader.so_far`."""
+
+    def whole_answer(self, so_far: SoFar, last: bytes) -> bytes:
+        """The body for a client: the first segment's with all text, the end of the last one, and the usage of all."""
 
     def continue_request(self, body: bytes, text: str, style: Continuing) -> bytes:
         """What `encode_request` returned, made into the request for the rest of an answer that begins with `text`."""

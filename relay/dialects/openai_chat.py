@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from relay.dialects.base import Answer
-from relay.dialects.openai_segments import FirstSegment, LaterSegment, continued
+from relay.dialects.openai_segments import (
+    FirstSegment,
+    LaterSegment,
+    answer_so_far,
+    answer_text,
+    continued,
+    whole_answer,
+)
 from relay.errors import (
     MAX_FOREIGN_TEXT,
     InvalidRequest,
@@ -196,7 +203,6 @@ class OpenAIChat:
 
     name = "openai"
     chat_path = "/chat/completions"
-    continues = False
 
     def auth_headers(self, api_key: str | None) -> tuple[tuple[bytes, bytes], ...]:
         """A bearer token."""
@@ -290,13 +296,10 @@ class OpenAIChat:
         return None
 
     def extendable(self, request: ChatRequest) -> bool:
-        """Of several answers, tool calls, JSON and sound none can be taken up in the middle."""
-        if not self.continues or request.choices > 1:
-            return False
+        """As `may_continue`; a tool that is offered may be called, and a call cannot be taken up in the middle."""
         fields = request.fields
-        if any(bytes(fields.get(name, b"")) not in _UNUSED for name in ("tools", "functions", "audio")):
-            return False
-        return b'"json' not in bytes(fields.get("response_format", b""))
+        offered = any(bytes(fields.get(name, b"")) not in _UNUSED for name in ("tools", "functions"))
+        return not offered and self.may_continue(request)
 
     def takes_effort(self, request: ChatRequest, effort_field: str) -> bool:
         """Anthropic refuses `thinking` beside sampling parameters and forced tools, and wants more room than it."""
@@ -341,6 +344,18 @@ class OpenAIChat:
             and all(bytes(fields.get(name, b"")) in plain for name, plain in _NOT_CONTINUED.items())
             and not _ends_with_assistant(request.turns)
         )
+
+    def answer_text(self, body: bytes) -> str | None:
+        """See `relay.dialects.openai_segments`."""
+        return answer_text(body)
+
+    def answer_so_far(self, before: SoFar | None, body: bytes, style: Continuing, usage: Usage) -> SoFar:
+        """See `relay.dialects.openai_segments`."""
+        return answer_so_far(before, body, usage, anchored=style == "instruction")
+
+    def whole_answer(self, so_far: SoFar, last: bytes) -> bytes:
+        """See `relay.dialects.openai_segments`."""
+        return whole_answer(so_far, last)
 
     def continue_request(self, body: bytes, text: str, style: Continuing) -> bytes:
         """See `relay.dialects.openai_segments.continued`."""

@@ -37,7 +37,7 @@ _MARKS = ("id", "object", "created", "model", "system_fingerprint")
 
 _REASONING = ("reasoning_content", "reasoning", "reasoning_details")
 _PLAIN = frozenset({"role", "content", *_REASONING})
-"""What a delta may hold of an answer that can be continued."""
+"""What a delta, or a message, may hold of an answer that can be continued."""
 
 _EMPTY = (b"null", b'""', b"[]", b"{}")
 _NULL = msgspec.Raw(b"null")
@@ -296,8 +296,33 @@ class LaterSegment(_Segment):
         return self._chunk(text) if text else b""
 
 
-def joined(first: bytes, text: str, last: bytes, usage: Usage | None) -> bytes:
-    """A whole answer: the first one's bytes with the text, the last one's finish reason, and the usage of all."""
+def answer_text(body: bytes) -> str | None:
+    """See `relay.dialects.base.Dialect.answer_text`."""
+    try:
+        [choice] = _read_choices(read_object(body)["choices"])
+        message = read_object(choice["message"])
+    except (msgspec.DecodeError, KeyError, ValueError):
+        return None
+    return None if _tells_more(message) else _content(message)
+
+
+def answer_so_far(before: SoFar | None, body: bytes, usage: Usage, *, anchored: bool) -> SoFar:
+    """See `relay.dialects.base.Dialect.answer_so_far`."""
+    text = answer_text(body) or ""
+    if before is None:
+        return SoFar(text=text, mark={}, usage=usage, segments=1, first=body)
+    seam = Seam(before.text, anchored=anchored)
+    return msgspec.structs.replace(
+        before,
+        text=before.text + seam.feed(text) + seam.end(),
+        usage=before.usage.continued(usage),
+        segments=before.segments + 1,
+    )
+
+
+def whole_answer(so_far: SoFar, last: bytes) -> bytes:
+    """See `relay.dialects.base.Dialect.whole_answer`."""
+    first, text, usage = so_far.first, so_far.text, so_far.usage
     fields = read_object(first)
     choices = bytes(fields["choices"])
     [choice] = _read_choices(choices)
@@ -309,10 +334,8 @@ def joined(first: bytes, text: str, last: bytes, usage: Usage | None) -> bytes:
     }
     start, end = choices.index(b"{"), choices.rindex(b"}") + 1
     new_choice = splice(choices[start:end], choice, changes)
-    new_fields = {"choices": choices[:start] + new_choice + choices[end:]}
-    if usage is not None:
-        new_fields["usage"] = bytes(_usage_object(usage))
-    return splice(first, fields, new_fields)
+    new_choices = choices[:start] + new_choice + choices[end:]
+    return splice(first, fields, {"choices": new_choices, "usage": bytes(_usage_object(usage))})
 
 
 def _open(event: bytes) -> tuple[Fields, list[Fields]] | None:

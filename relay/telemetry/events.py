@@ -81,6 +81,9 @@ class RequestEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     confidence: float | None = None
     budget: int | None = None
     budget_source: str = ""
+    segments: int = 0
+    extensions: int = 0
+    continuation_prompt_tokens: int = 0
 
 
 def request_event(record: RequestRecord) -> RequestEvent:
@@ -118,6 +121,9 @@ def request_event(record: RequestRecord) -> RequestEvent:
         confidence=record.confidence if record.intent else None,
         budget=None if record.budget is None else record.budget.limit,
         budget_source="" if record.budget is None else record.budget.source,
+        segments=record.segments if record.segments > 1 else 0,
+        extensions=record.extensions,
+        continuation_prompt_tokens=0 if usage is None else usage.continuation_prompt_tokens,
     )
 
 

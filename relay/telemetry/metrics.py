@@ -75,12 +75,13 @@ _SUCCEEDED = (Outcome.COMPLETED, Outcome.LENGTH, Outcome.BUDGET)
 _kind = attrgetter("endpoint", "route", "model", "provider", "key", "stream", "outcome", "error")
 _attempts, _usage, _duration_s = attrgetter("attempts"), attrgetter("usage"), attrgetter("duration_s")
 _attempt_kind = attrgetter("model", "provider", "error")
-_budget_kind = attrgetter("intent", "budget.source")
+_budget_kind = attrgetter("intent", "budget.source", "extensions")
 _TOKEN_TYPES = (
     ("input", attrgetter("prompt_tokens")),
     ("output", attrgetter("completion_tokens")),
     ("cached", attrgetter("cached_tokens")),
     ("reasoning", attrgetter("reasoning_tokens")),
+    ("continuation", attrgetter("continuation_prompt_tokens")),
 )
 
 
@@ -209,7 +210,7 @@ class Metrics:
         )
         self._tokens = self._counter(
             "relay_tokens_total",
-            "Tokens used: input and output, and of these cached and reasoning.",
+            "Tokens used: input and output, of these cached and reasoning, and what continuations read again.",
             ("key", "route", "model", "provider", "type"),
         )
         self._estimated = self._counter(
@@ -219,13 +220,18 @@ class Metrics:
         )
         self._budgets = self._counter(
             "relay_budgets_total",
-            "Answers with a budget, by where it came from, and whether it truncated them.",
+            "Answers with a budget, by where it came from, and whether it was extended or truncated them.",
             ("intent", "model", "source", "result"),
         )
         self._budget_tokens = self._counter(
             "relay_budget_tokens_total",
             "Output tokens granted by budgets of the relay's own, and used of them.",
             ("intent", "model", "type"),
+        )
+        self._continuations = self._counter(
+            "relay_continuations_total",
+            "Segments of answers behind their first, by why they followed: extension or recovery.",
+            ("intent", "model", "cause"),
         )
         self._reloads = self._counter(
             "relay_policy_reloads_total",
@@ -341,6 +347,9 @@ class Metrics:
         sized = [record for record in records if record.budget is not None]
         for alike in _grouped(sized, _budget_kind):
             self._count_budgets(alike)
+        for record in records:
+            if record.segments > 1:
+                self._count_continuations(record)
         usages: list[Usage] = list(filter(None, map(_usage, records)))
         if usages:
             self._count_tokens((one.key, one.route, *served_by), served, usages)
@@ -349,13 +358,19 @@ class Metrics:
         one = records[0]
         if one.budget is None:
             return
-        result = "truncated" if one.outcome is Outcome.BUDGET else "kept"
+        result = "truncated" if one.outcome is Outcome.BUDGET else "extended" if one.extensions else "kept"
         self._budgets.add((one.intent, one.model, one.budget.source, result), len(records))
         if one.budget.own:
             granted = sum(record.budget.reserve for record in records if record.budget)
             used = sum(record.usage.completion_tokens for record in records if record.usage)
             self._budget_tokens.add((one.intent, one.model, "granted"), granted)
             self._budget_tokens.add((one.intent, one.model, "used"), used)
+
+    def _count_continuations(self, record: RequestRecord) -> None:
+        recoveries = record.segments - 1 - record.extensions
+        for cause, count in (("extension", record.extensions), ("recovery", recoveries)):
+            if count:
+                self._continuations.add((record.intent, record.model, cause), count)
 
     def _count_tokens(self, spent: Labels, served: Labels, usages: Sequence[Usage]) -> None:
         for name, tokens in _TOKEN_TYPES:

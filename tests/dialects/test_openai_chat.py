@@ -182,9 +182,8 @@ class TestRequests:
             ("cool", "thinking"),
         }
 
-    def test_what_can_be_continued(self, monkeypatch):
+    def test_what_can_be_continued(self):
         """One text can; several answers, tools, JSON and sound cannot."""
-        monkeypatch.setattr(OpenAIChat, "continues", True)
         cases: dict[bool, list[dict[str, object]]] = {
             True: [{}, {"tools": []}, {"response_format": {"type": "text"}}, {"max_tokens": 3}],
             False: [

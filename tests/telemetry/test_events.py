@@ -78,6 +78,16 @@ def test_what_a_request_was_taken_for(written: Written, clock: FakeClock) -> Non
     }
 
 
+def test_an_answer_of_several_segments_says_so(written: Written, clock: FakeClock) -> None:
+    """How many there were, how many of them met a budget, and what was read again."""
+    log = EventLog(written.append, clock=clock)
+    log.record(record(segments=3, extensions=1, usage=Usage(100, 2000, continuation_prompt_tokens=950)))
+    log.flush()
+    (event,) = written.events()
+    names = ("segments", "extensions", "continuation_prompt_tokens")
+    assert [event[name] for name in names] == [3, 1, 950]
+
+
 def test_what_says_nothing_is_left_out(written: Written, clock: FakeClock) -> None:
     """A request refused at the door has a short line."""
     log = EventLog(written.append, clock=clock)

@@ -159,6 +159,19 @@ def test_tokens_are_counted_by_type(metrics: Metrics) -> None:
     assert value(samples, "gen_ai_client_token_usage_sum", gen_ai_token_type="output") == 21
 
 
+def test_continuations_are_counted_by_cause(metrics: Metrics) -> None:
+    """What was extended and what was recovered are told apart, and so is what was read again."""
+    own = Budget(900, 800, 100, 900, "cell")
+    used = Usage(100, 2000, continuation_prompt_tokens=950)
+    metrics.record(record(intent="code", budget=own, segments=4, extensions=2, usage=used))
+    metrics.record(record(intent="code", budget=own, segments=2, extensions=0))
+    samples = scraped(metrics)
+    assert value(samples, "relay_continuations_total", intent="code", model="small", cause="extension") == 2
+    assert value(samples, "relay_continuations_total", intent="code", model="small", cause="recovery") == 2
+    assert value(samples, "relay_budgets_total", intent="code", model="small", source="cell", result="extended") == 1
+    assert value(samples, "relay_tokens_total", type="continuation") == 950
+
+
 def test_budgets_are_counted_by_intent(metrics: Metrics) -> None:
     """Which budgets there were and whether they truncated; tokens granted and used only of the relay's own."""
     own, clients = Budget(900, 800, 100, 1800, "cell"), Budget(50, 50, 0, 50, "client")
