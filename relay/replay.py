@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from relay.budget_replay import BudgetReplay, replay_budgets
 from relay.errors import ClientGone, ConnectFailed, DeadlineExceeded, InternalError, ShuttingDown, Superseded
 from relay.errors import UpstreamRefused as Refused
 from relay.limits.hedging import Ledger
@@ -173,6 +174,7 @@ class Report(msgspec.Struct, frozen=True):
         stranded: those that nobody could be asked for.
         trust: in the estimate.
         unpriced: models whose recorded cost is not known.
+        budgets: what the policy's budgets make of the recorded answers; None without budgets on either side.
     """
 
     requests: int
@@ -184,6 +186,7 @@ class Report(msgspec.Struct, frozen=True):
     stranded: list[Stranded]
     trust: Trust
     unpriced: list[str]
+    budgets: BudgetReplay | None
 
 
 class _Course(msgspec.Struct):
@@ -303,6 +306,7 @@ class _Replay:
             stranded=stranded,
             trust=self._trust(),
             unpriced=sorted(self._unpriced),
+            budgets=replay_budgets(self._records, self._policy),
         )
 
     # --- what was observed, as the statistics get to know it ---

@@ -75,6 +75,13 @@ def _print(report: Report, unreadable: int) -> None:
             table.add_row(f"first asked {model}", f"{then:,}", "", f"{now:,}", "")
         console.print(table)
     _print_trust(console, report)
+    if report.budgets is not None:
+        was, would = report.budgets.recorded, report.budgets.expected
+        console.print(
+            f"\nOf {report.budgets.answers:,} answers with a budget {was.met:.1%} met it, and {would.met:.1%} would. "
+            f"Reserved for each were {was.granted:,.0f} tokens, and {would.granted:,.0f} would be; used were "
+            f"{was.used:,.0f}."
+        )
     if report.stranded:
         console.print(f"\n{len(report.stranded):,} requests would have had nobody to ask:")
     for request in report.stranded[:SHOWN_STRANDED]:
