@@ -25,10 +25,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from relay.intent import classify
 from relay.limits.budgets import Request
 from relay.limits.experience import Experience
 from relay.limits.lengths import Place
-from relay.messages import BudgetRules
+from relay.messages import BudgetRules, Intent
+from relay.policy import schema
+from relay.policy.compiled import Intents
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,12 +53,9 @@ NOT_MODELS = {"human", "dataset-target", "reference", "unknown"}
 PER_APPLICATION = 300
 """Requests of each application, so that none outweighs the others."""
 
-INTENT_ACCURACY = 0.55
-"""Of the labels used: a wrong one in the other cases, drawn from all of them as often as they occur."""
-
 
 class Asked(NamedTuple):
-    """One request of a traffic and the answer it will get. `label` is the data's, `intent` what a classifier says."""
+    """One request of a traffic and the answer it will get. `label` is the data's, `intent` what Relay takes it for."""
 
     label: str
     intent: str
@@ -93,20 +93,25 @@ class Figures(msgspec.Struct, frozen=True):
 # --- traffics -----------------------------------------------------------------------------------------------
 
 
-def labelled(rows: list[dict[str, Any]], rng: random.Random) -> dict[str, tuple[str, str]]:
-    """For each row its label, and an intent as a classifier of `INTENT_ACCURACY` would give it."""
-    labels = {row["id"]: row["intent"] or row.get("intent_silver") or "" for row in rows}
-    known = [label for label in labels.values() if label]
+_USUAL = schema.Classifier()
+_INTENTS = Intents({}, _USUAL.default, _USUAL.min_confidence)
+
+
+def labelled(rows: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    """For each row its label, and the intent that a request with that prompt is treated as by default."""
     return {
-        row: (label, label if label and rng.random() < INTENT_ACCURACY else rng.choice(known))
-        for row, label in labels.items()
+        row["id"]: (row["intent"] or row.get("intent_silver") or "", _INTENTS.settled(_intent(row))) for row in rows
     }
+
+
+def _intent(row: dict[str, Any]) -> Intent:
+    return classify({"messages": row.get("messages") or [{"role": "user", "content": row["prompt"]}]})
 
 
 def shared_prompts(rows: list[dict[str, Any]], seed: int, *, models_only: bool = False) -> Traffic:
     """Each prompt once, with one of its answers: one application, many models."""
     rng = random.Random(seed)
-    intents = labelled(rows, rng)
+    intents = labelled(rows)
     traffic = []
     for row in rows:
         answers = [answer for answer in row["responses"] if not models_only or answer["model"] not in NOT_MODELS]
@@ -120,7 +125,7 @@ def shared_prompts(rows: list[dict[str, Any]], seed: int, *, models_only: bool =
 def applications(rows: list[dict[str, Any]], seed: int) -> Traffic:
     """Each source is an application: its own system prompt, one model it has pinned, and as many requests as others."""
     rng = random.Random(seed)
-    intents = labelled(rows, rng)
+    intents = labelled(rows)
     sources = defaultdict(list)
     for row in rows:
         if row["responses"]:
