@@ -69,7 +69,7 @@ PLAIN = {
     "chat_roleplay": [
         "hi, how are you?",
         "You are a pirate. Stay in character and greet me.",
-        "Привет!",
+        "Привет, как дела?",
     ],
     "longform": [
         "Write an email to my landlord about the broken heating.",
