@@ -340,8 +340,7 @@ class Exchange:
         route = self._route = self._find_route(request)
         self._sizing = self._size(request)
         planned, left_out = self._plan(request, route, self._pipeline.clock.now())
-        first = self._served.policy.models[planned[0].model] if planned else route.candidates[0]
-        self._lease = await self._reserve(request, route, first)
+        self._lease = await self._reserve(request, route, planned)
         self._check_ending()
         await self._try_candidates(request, route, planned, left_out)
 
@@ -374,7 +373,7 @@ class Exchange:
         sizer, key = self._served.sizer, self.head.key
         return None if sizer is None else sizer.size(request, self.dialect, key.name if key else "")
 
-    async def _reserve(self, request: ChatRequest, route: Route, first: Model) -> Lease | None:
+    async def _reserve(self, request: ChatRequest, route: Route, planned: Sequence[Planned]) -> Lease | None:
         """Take prompt and answer from the key's limits before anything is sent.
 
         What is taken is what the first model to be asked may use; what any other one uses more is settled at the end.
@@ -382,17 +381,17 @@ class Exchange:
         key, sizing = self.head.key, self._sizing
         if key is None or key.limits == _NO_LIMITS:
             return None
-        budget = sizing.budget(first) if sizing else None
-        if sizing and budget and budget.source != "off":
-            tokens = sizing.prompt_tokens(first.name) + max(0, budget.reserve)
-        else:
+        if sizing is None or sizing.rules.budget.mode == "off":
             answer = ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
             tokens = len(request.body) // BYTES_PER_TOKEN + max(0, answer) * request.choices
+        else:
+            first = self._served.policy.models[planned[0].model] if planned else route.candidates[0]
+            tokens = sizing.prompt_tokens(first.name) + max(0, sizing.budget(first).reserve)
         ask = Ask(
             key=key.name,
             limits=key.limits,
             tokens=tokens,
-            ttl_s=self._longest_s(route),
+            ttl_s=route.longest_s + LEASE_MARGIN_S,
         )
         verdict = await self._pipeline.store.reserve(ask, self._pipeline.clock.now())
         if isinstance(verdict, Refusal):
@@ -401,11 +400,6 @@ class Exchange:
                 retry_after_s=verdict.retry_after_s,
             )
         return verdict
-
-    @staticmethod
-    def _longest_s(route: Route) -> float:
-        """How long a lease has to last."""
-        return max(model.timeouts.total_s for model in route.candidates) + LEASE_MARGIN_S
 
     async def _try_candidates(
         self, request: ChatRequest, route: Route, planned_attempts: Sequence[Planned], left_out: Mapping[str, str]
@@ -499,7 +493,7 @@ class Exchange:
             key=key.name,
             limits=KeyLimits(tokens_per_min=key.limits.tokens_per_min),
             tokens=tokens,
-            ttl_s=self._longest_s(route),
+            ttl_s=route.longest_s + LEASE_MARGIN_S,
         )
         verdict = await self._pipeline.store.reserve(ask, self._pipeline.clock.now())
         if isinstance(verdict, Refusal):

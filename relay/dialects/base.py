@@ -21,7 +21,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         finish_reason: of the first choice; None if the answer has no choices.
         usage: None if the upstream sent none.
-        output_chars: characters of text in all choices; 0 if there is a usage and no reasoning.
+        output_chars: characters of text in all choices; if there is a usage, only in those that have reasoning.
         reasoning_chars: those of them that are reasoning.
     """
 

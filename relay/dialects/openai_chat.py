@@ -381,15 +381,14 @@ class OpenAIChat:
         if answer.error is not _NOTHING and bytes(answer.error) != b"null":
             raise _refused(bytes(answer.error), None, None)
         choices = answer.choices or ()
-        messages = [choice.message for choice in choices if choice.message]
         usage = parse_usage(answer.usage)
-        reasoning_chars = sum(message.reasoning_size() for message in messages)
-        return Answer(
-            finish_reason=choices[0].finish_reason if choices else None,
-            usage=usage,
-            output_chars=sum(message.size() for message in messages) if reasoning_chars or not usage else 0,
-            reasoning_chars=reasoning_chars,
-        )
+        output_chars = reasoning_chars = 0
+        for choice in choices:
+            message = choice.message
+            if message is not None and (usage is None or message.reasoning_content or message.reasoning):
+                output_chars += message.size()
+                reasoning_chars += message.reasoning_size()
+        return Answer(choices[0].finish_reason if choices else None, usage, output_chars, reasoning_chars)
 
     def parse_error(self, status: int, headers: Headers, body: bytes) -> UpstreamRefused:
         """Read `{"error": …}` in the shapes that OpenAI, vLLM, FastAPI and proxies in front of them give it."""
@@ -565,7 +564,7 @@ class ChatStreamReader:
                 size = len(text)
             else:
                 size = delta.size()
-                self.reasoning_chars += delta.reasoning_size()
+                self.reasoning_chars += delta.reasoning_size() if size else 0
             if size:
                 self.output_chars += size
                 self.output_events += 1

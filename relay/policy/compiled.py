@@ -293,6 +293,11 @@ class Route(msgspec.Struct, frozen=True, eq=False, dict=True):
         )
 
     @cached_property
+    def longest_s(self) -> float:
+        """The most that a request may take, seconds."""
+        return max(model.timeouts.total_s for model in self.candidates)
+
+    @cached_property
     def best_tier(self) -> int:
         """The highest tier among its candidates."""
         return max(model.tier for model in self.candidates)
