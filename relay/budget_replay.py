@@ -80,7 +80,7 @@ def replay_budgets(records: Iterable[RequestRecord], policy: Policy) -> BudgetRe
             prompt_tokens=usage.prompt_tokens,
             choices=choices,
             client_limit=(record.wants.limit_tokens or None) if record.wants else None,
-            reasons=model.may_reason,
+            reasons=model.reasons,
             context=model.context,
             max_output=model.max_output,
         )

@@ -261,7 +261,7 @@ class Sizing:
             client_thinking=said.tokens if said else 0,
             choices=self._request.choices,
             effort=said.effort if said else self._effort_for(model),
-            reasons=model.may_reason,
+            reasons=model.reasons,
             extendable=self._extendable and model.continuation != "none",
             context=model.context,
             max_output=model.max_output,

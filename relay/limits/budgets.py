@@ -31,7 +31,7 @@ no less is reserved, because more answers come to the last continuation, and eac
 PROMPT_MARGIN = 1.1
 """How far the estimate of a prompt is trusted when its context is nearly full."""
 
-_NOISE = 2.0
+NOISE = 2.0
 """Hidden tokens not worth a headroom: a cell that never saw any expects about one."""
 
 
@@ -45,7 +45,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
             `thinking.budget_tokens`.
         choices: answers asked for.
         effort: reasoning effort in force, the client's or the policy's; None if neither says.
-        reasons: the model reasons, by the policy's word.
+        reasons: whether the model reasons, by the policy's word; None if it says nothing, which counts as yes.
         extendable: an answer that meets its budget can be continued: no tool call, no JSON schema, a dialect that can.
         context: of the model; None if the policy does not say.
         max_output: of the model; None likewise.
@@ -56,7 +56,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     client_thinking: int = 0
     choices: int = 1
     effort: str | None = None
-    reasons: bool = False
+    reasons: bool | None = False
     extendable: bool = True
     context: int | None = None
     max_output: int | None = None
@@ -164,8 +164,8 @@ def thinking_tokens(policy: Headroom, effort: str | None) -> int:
 def _headroom(policy: Headroom, request: Request, hidden: float) -> int:
     """The most that policy, client or experience ask for. A model that never reasoned needs none."""
     needs = [request.client_thinking]
-    if hidden > _NOISE:
+    if hidden > NOISE:
         needs.append(ceil(hidden))
-    if request.reasons:
+    if request.reasons is not False:
         needs.append(thinking_tokens(policy, request.effort))
     return max(needs)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _NO_REASONING = {"": {0: 1.0}}
 """Prior of hidden reasoning: bucket 0, one token. The policy's headroom is what holds until more is known."""
 
+TRIAL = 50
+"""Answers without hidden reasoning after which a model of which the policy says nothing is taken not to reason."""
+
 _NO_ROOM = {"max_output", "context"}
 """Clamps that make a budget say nothing of what was learned."""
 
@@ -48,6 +51,8 @@ class Experience:
 
     def budget(self, rules: BudgetRules, request: Request, place: Place) -> Budget:
         """Set the limit of an answer; see `budgets.budget`."""
+        if request.reasons is None and self._never_reasoned(_thinking(place, request)):
+            request = msgspec.structs.replace(request, reasons=False)
         extendable = rules.extend and request.extendable
         expected = self.answers.expect(place, rules.quantile, extendable=extendable)
         hidden = 0.0
@@ -99,7 +104,7 @@ class Experience:
         # Reasoning comes first. If nothing followed it, it is the reasoning that was cut, and of the answer
         # nothing is known.
         silent = cut and not visible
-        if hidden or request.reasons:
+        if hidden or request.reasons is not False:
             self.reasoning.observe(_thinking(place, request), hidden, now, cut=silent)
         if silent:
             return
@@ -110,6 +115,11 @@ class Experience:
         # for dozens of answers; if they are that long indeed, they are continued, and the cell widens.
         if not (cut and visible >= rules.ceiling):
             self.answers.observe(place, visible, now, cut=cut)
+
+    def _never_reasoned(self, thinking: Place) -> bool:
+        """Whether enough answers of the model were seen, and none with hidden reasoning."""
+        _, model, _, _ = thinking.cells()
+        return self.reasoning.count_within(model, budgets.NOISE) >= TRIAL
 
     def snapshot(self, now: float) -> ExperienceSnapshot:
         """What is known at `now`."""

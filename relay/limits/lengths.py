@@ -189,6 +189,7 @@ class Lengths:
         self._prior = {kind: _prior_cell(dict(weights)) for kind, weights in prior.items()}
         self._cells: OrderedDict[tuple[str, ...], _Cell] = OrderedDict()
         self._max_cells = max_cells
+        self._latest = 0.0  # when the last answer was counted
         self._half_life_s = half_life_s
 
     @property
@@ -217,6 +218,11 @@ class Lengths:
         """Tokens that these shares of answers will not exceed."""
         return [self._nearest(place)[1].believed.quantile(quantile) for quantile in quantiles]
 
+    def count_within(self, cell: tuple[str, ...], tokens: float) -> float:
+        """How many answers the cell of that name has counted, decayed; 0 if one of them was longer than `tokens`."""
+        found = self._cells.get(cell)
+        return 0.0 if found is None or found.sketch.exceeds(tokens) else found.sketch.weight(self._latest)
+
     def expect_more(self, place: Place, quantile: float, written: int) -> float:
         """How many tokens more an answer takes that has `written` by now and has not ended.
 
@@ -240,6 +246,7 @@ class Lengths:
             now: seconds since the Unix epoch, so that snapshots of several processes can be merged.
             cut: it would have become longer: a limit, the client or a failure ended it.
         """
+        self._latest = max(self._latest, now)
         length = self._completed(place, tokens) if cut else max(tokens, 1.0)
         self._enter(_ALL).sketch.add(length, now)
         wider: list[tuple[Sketch, float]] = []
@@ -285,6 +292,7 @@ class Lengths:
         Raises:
             ValueError: a cell has another relative error than this version keeps.
         """
+        self._latest = max(self._latest, now)
         restored = list(cells)[-self._max_cells :]
         for old in restored:
             if old.lengths.relative_error != RELATIVE_ERROR:

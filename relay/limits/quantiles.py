@@ -116,6 +116,10 @@ class Sketch:
         """How many observations the sketch still stands for."""
         return self._weight * self._faded(now)
 
+    def exceeds(self, value: float) -> bool:
+        """Whether a value in a higher bucket than this one's was observed, and is not forgotten."""
+        return max(self._weights, default=0) > ceil(log(value) * self._buckets_per_e)
+
     def mean(self) -> float | None:
         """The weighted mean; None if nothing was observed."""
         return self._total / self._weight if self._weight else None

@@ -178,14 +178,14 @@ class Model(msgspec.Struct, frozen=True, eq=False):
     continuation: Continuing = "instruction"
 
     @property
-    def may_reason(self) -> bool:
-        """It reasons, or nobody said that it does not."""
-        return self.features is None or "reasoning" in self.features
+    def reasons(self) -> bool | None:
+        """Whether it reasons; None if nobody says."""
+        return None if self.features is None else "reasoning" in self.features
 
     @property
     def takes_effort(self) -> bool:
         """It is sure to reason, and to take an effort."""
-        return self.effort != "off" and self.features is not None and "reasoning" in self.features
+        return self.effort != "off" and self.reasons is True
 
 
 class Match(msgspec.Struct, frozen=True, eq=False):

@@ -172,7 +172,7 @@ def test_the_ceiling_bounds_what_is_seen_not_what_is_thought() -> None:
         client_thinking=st.sampled_from([0, 1024, 32_000]),
         choices=st.integers(1, 8),
         effort=st.sampled_from([None, "none", "low", "high", "max"]),
-        reasons=st.booleans(),
+        reasons=st.none() | st.booleans(),
         extendable=st.booleans(),
         context=st.none() | st.integers(1000, 200_000),
         max_output=st.none() | st.integers(256, 65_536),

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from relay.limits.budgets import Request
-from relay.limits.experience import Experience, ExperienceSnapshot, living, merge, portion
+from relay.limits.experience import TRIAL, Experience, ExperienceSnapshot, living, merge, portion
 from relay.limits.lengths import Place
 from relay.messages import BudgetRules
 
@@ -199,3 +199,15 @@ def test_what_is_old_is_forgotten() -> None:
     late = living(snapshot, NOW + 30 * 86_400, ())
     assert (late.answers, late.prompts) == ([], {})
     assert living(snapshot, NOW + 30 * 86_400, {"thinker"}).prompts == snapshot.prompts
+
+
+def test_a_model_of_which_nothing_is_said() -> None:
+    """It gets headroom until enough of its answers had no hidden reasoning; one that had some keeps it."""
+    experience, request, other = Experience(), Request(100, reasons=None), HOME._replace(model="other")
+    for number in range(TRIAL + 1):
+        assert experience.budget(RULES, request, HOME).headroom == (RULES.headroom.medium if number < TRIAL else 0)
+        answer(experience, request, hidden=0, visible=50, now=NOW)
+    assert experience.budget(RULES, request, other).headroom == RULES.headroom.medium
+    assert experience.budget(RULES, Request(100, reasons=None, effort="high"), HOME).headroom == RULES.headroom.high
+    answer(experience, request, hidden=300, visible=50, now=NOW)
+    assert experience.budget(RULES, request, HOME).headroom >= RULES.headroom.medium
