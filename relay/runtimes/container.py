@@ -50,7 +50,6 @@ from relay.telemetry import logs
 from relay.telemetry.decisions import DecisionLog
 from relay.telemetry.events import EventLog
 from relay.telemetry.metrics import Metrics
-from relay.transports.http import HttpTransport
 from relay.transports.select import Split
 from relay.transports.sockets import SocketsTransport
 
@@ -63,6 +62,7 @@ if TYPE_CHECKING:
     from relay.policy.compiled import Policy
     from relay.telemetry.events import Style
     from relay.telemetry.metrics import Labels
+    from relay.transports.base import Transport
 
 SNAPSHOT_S = 1.0
 """Seconds between a worker's snapshots: how old another worker's numbers may be in a scrape."""
@@ -233,7 +233,7 @@ async def _serve(
     samples = (DecisionSample(settings.decision_sample),) if settings.decision_sample else ()
     pipeline = Pipeline(
         load(files, os.environ, price_of=list_price),
-        transport=Split(SocketsTransport(clock=clock), lambda: HttpTransport(clock=clock)),
+        transport=Split(SocketsTransport(clock=clock), lambda: _full_transport(clock)),
         store=MemoryStore(),
         observers=(metrics, events, *decisions, *samples),
         clock=clock,
@@ -276,6 +276,13 @@ async def _serve(
         if run_folder is not None:
             run_folder.write_snapshot(slot, metrics.snapshot())
     return int(server.force_exit)
+
+
+def _full_transport(clock: Clock) -> Transport:
+    """For proxies and HTTP/2. Few want them, and httpx2 takes 3 MB, so it is loaded when a request does."""
+    from relay.transports.http import HttpTransport  # noqa: PLC0415
+
+    return HttpTransport(clock=clock)
 
 
 def _decision_log(settings: Settings, clock: Clock, slot: int | None) -> tuple[DecisionLog, ...]:

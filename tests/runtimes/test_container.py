@@ -84,6 +84,15 @@ async def test_a_request_is_served_counted_and_logged(folder: Path) -> None:
     assert running.lines[-1]["event"] == "stopped"
 
 
+async def test_a_provider_is_asked_through_its_proxy(folder: Path) -> None:
+    """What the fast transport does not speak goes by the other one."""
+    async with Upstream(always(send(whole(completion())))) as proxy:
+        write(folder, "http://127.0.0.1:9/v1", provider={"proxy": proxy.base_url.removesuffix("/v1")})
+        async with relay(folder) as running:
+            answer = await ask(running.port, post(request_body()))
+    assert answer.json() == json.loads(completion())
+
+
 @pytest.mark.parametrize(
     ("flags", "names"), [((), {"d.jsonl"}), (("--workers", "2"), {"d.0.jsonl", "d.1.jsonl"})], ids=["alone", "two"]
 )
