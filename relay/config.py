@@ -10,8 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from relay.errors import ConfigurationError, Finding
 from relay.policy.schema import NAME, PATTERN_WORDS
@@ -21,7 +20,7 @@ from relay.telemetry.events import Level, Style
 PREFIX = "RELAY_"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings; `RELAY_` and the name in capitals is the variable.
 
     Attributes:
@@ -43,7 +42,7 @@ class Settings(BaseSettings):
         admin_key: `/metrics` wants it as a bearer token; unset leaves `/metrics` open.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: Path = Field(description="the folder of a policy set")
     host: str = Field(default="127.0.0.1", description="an address of this machine")
@@ -91,8 +90,9 @@ def load_settings(**flags: Any) -> tuple[Settings, list[Finding]]:
     Raises:
         ConfigurationError: with one finding per setting that does not hold.
     """
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+        settings = Settings(**(_variables() | given))
     except ValidationError as error:
         findings = [_finding(str(details["loc"][0]), details["type"], details["input"]) for details in error.errors()]
         raise ConfigurationError(f"The settings do not hold. {findings[0]}", findings) from None
@@ -106,6 +106,12 @@ def _finding(setting: str, kind: str, value: Any) -> Finding:
     else:
         message = f"found {found(value, secret=setting in SECRETS)}; allowed is {allowed}"
     return Finding("environment", 0, variable(setting), message)
+
+
+def _variables() -> dict[str, str]:
+    """What the environment sets; an empty variable sets nothing, and small letters will do."""
+    environ = {name.upper(): value for name, value in os.environ.items() if value}
+    return {name: environ[variable(name)] for name in Settings.model_fields if variable(name) in environ}
 
 
 def _unknown_variables() -> list[Finding]:
