@@ -1,12 +1,12 @@
 """Train the intent classifier.
 
-    python scripts/train_intent.py --prompts ../shared/data/prompts.jsonl.gz
+    python scripts/train_intent.py --prompts ../shared/data/prompts.jsonl.gz --python PYTHON_TO_TIME
 
-Writes `relay/intent/weights.py` and the figures between the markers of `docs/intent.md`, and prints them. Trains on
-prompts written for it (`scripts/intent_examples/`), on rows marked `train` and, of those without a label, on those that
-`labels.tsv` gives one. Rows marked `evaluate` are only measured. How features, strength and weights were chosen: by
-leaving one source of labelled prompts out, training on the rest and measuring on it; the figures of `evaluate` decided
-nothing. Needs the dependency group `train`; about ten minutes on one core; the same seed gives the same bytes.
+Writes `relay/intent/weights.py`, and the figures between the markers of `docs/intent.md`, which it prints too. Weights
+are fitted to the prompts of `scripts/intent_examples/` alone. On rows of the shared prompts that are marked `train`
+everything else was chosen, so they too are of sources that no weight has seen; rows marked `evaluate` are only measured.
+Needs the dependency group `train`; the weights take a minute on one core, the report ten; the same seed gives the same
+bytes.
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ SEEN = 3
 KEPT = 12_000
 """Features shipped."""
 
-
 TOLERANCE = 5e-4
-"""Of the gradient, where fitting ends; stricter changes no figure."""
+"""Of the gradient, where fitting ends."""
 
 HELD = 4
 """Of the templates in other languages, one in so many is held out to measure on."""

@@ -31,8 +31,8 @@ SERVED, SERVABLE, BRIEF = {"factual_qa", "math_reasoning", "explain_advise", "co
 for it, and then is `tool_use`."""
 
 PARTIAL = ("dolly-no-context", "p3-t0", "gpteacher-roleplay", "gpteacher-codegen", "gsm8k", "bfcl")
-"""Sources (by how their names begin) that are measured and not learnt from. They have few labels each and label by
-task, not by prompt, and Dolly's lack the text they speak of: what they teach hurts on every other source."""
+"""Sources (by how their names begin) by which nothing is chosen. They have few labels each, and label by task, not by
+prompt; Dolly's prompts lack the text they speak of."""
 
 
 class Example(NamedTuple):
