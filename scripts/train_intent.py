@@ -3,10 +3,9 @@
     python scripts/train_intent.py --prompts ../shared/data/prompts.jsonl.gz --python PYTHON_TO_TIME
 
 Writes `relay/intent/weights.py`, and the figures between the markers of `docs/intent.md`, which it prints too. Weights
-are fitted to the prompts of `scripts/intent_examples/` alone. On rows of the shared prompts that are marked `train`
-everything else was chosen, so they too are of sources that no weight has seen; rows marked `evaluate` are only measured.
-Needs the dependency group `train`; the weights take a minute on one core, the report ten; the same seed gives the same
-bytes.
+are fitted to the prompts of `scripts/intent_examples/` alone. All else was chosen on rows of the shared prompts that
+are marked `train`, so they too are of sources that no weight has seen; rows marked `evaluate` are only measured. Needs
+the dependency group `train`; the weights take a minute on one core, the report ten; the same seed gives the same bytes.
 """
 
 from __future__ import annotations
