@@ -145,7 +145,8 @@ class Race:
             return None
         rival = self._served.policy.models[queue[0].model]
         now = self._clock.now()
-        if self._served.upstreams[rival.name].refuses(self._wants.prompt_tokens + self._wants.output_tokens, now):
+        upstream = self._served.upstreams[rival.name]
+        if upstream.strained or upstream.refuses(self._wants.prompt_tokens + self._wants.output_tokens, now):
             return None
         prices = self._served.prices[self._route.name]
         usd = max(prices[model.name].of(self._wants.prompt_tokens, 0) for model in (first.trial.model, rival))

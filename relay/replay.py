@@ -433,7 +433,8 @@ class _Replay:
     def _may_hedge(self, route: Route, first: str, second: str, wants: Wants, now: float) -> bool:
         ledger, prices = self._ledgers[route.name], self._prices[route.name]
         ledger.waited(too_long=True)
-        if route.hedge is None or self._standings[second].refuses(wants.prompt_tokens + wants.output_tokens, now):
+        standing, tokens = self._standings[second], wants.prompt_tokens + wants.output_tokens
+        if route.hedge is None or standing.strained or standing.refuses(tokens, now):
             return False
         usd = max(prices[name].of(wants.prompt_tokens, 0.0) for name in (first, second))
         return ledger.allows(usd, route.hedge.max_extra_cost, now)

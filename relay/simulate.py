@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
+from collections import deque
 from math import exp, inf, log, sin, tau
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from relay.policy.compiled import Route
+
+
+LOAD_OVER_S = 5.0
+"""Time over which the load of a place is taken."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -56,14 +61,15 @@ class Weather(msgspec.Struct, frozen=True):
     Attributes:
         place: its name.
         kind: `slow` multiplies TTFT and time per token by `factor`; `outage` fails everything after `factor` seconds;
-            `limit` refuses what is over `factor` requests a minute.
+            `limit` refuses what is over `factor` requests a minute; `crowd` serves `factor` requests a second at full
+            speed, and is slower by the cube of what is over that.
         from_s: when it begins.
         until_s: when it is over.
         factor: see above.
     """
 
     place: str
-    kind: Literal["slow", "outage", "limit"]
+    kind: Literal["slow", "outage", "limit", "crowd"]
     from_s: float
     until_s: float
     factor: float
@@ -184,6 +190,7 @@ class Upstreams:
         }
         self._weather = world.weather
         self._minutes: dict[tuple[str, int], int] = {}
+        self._lately: dict[str, deque[float]] = {weather.place: deque() for weather in world.weather}
 
     def present(self, now: float) -> list[str]:
         """Names of those that exist."""
@@ -194,7 +201,7 @@ class Upstreams:
         factor = 1.0
         for weather in self._weather:
             if weather.place == name and weather.from_s <= now < weather.until_s:
-                factor *= {"slow": weather.factor, "outage": inf, "limit": 1.0}[weather.kind]
+                factor *= {"slow": weather.factor, "outage": inf}.get(weather.kind, 1.0)
         return factor
 
     def ask(self, name: str, arrival: Arrival, now: float) -> Fate:
@@ -212,11 +219,20 @@ class Upstreams:
                 self._minutes[minute] = self._minutes.get(minute, 0) + 1
                 if self._minutes[minute] > weather.factor:
                     return Fate(0.05, 429, 0.0)
+            elif weather.kind == "crowd":
+                slow *= max(1.0, self._load_per_s(name, now) / weather.factor) ** 3
             else:
                 slow *= weather.factor
         if chance < place.errors:
             return Fate(0.3, 503, 0.0)
         return Fate(ttft_s(place, deviate) * slow, 0, slow / place.tokens_per_s)
+
+    def _load_per_s(self, name: str, now: float) -> float:
+        lately = self._lately[name]
+        lately.append(now)
+        while lately[0] < now - LOAD_OVER_S:
+            lately.popleft()
+        return len(lately) / LOAD_OVER_S
 
 
 class Router(Protocol):
@@ -323,7 +339,8 @@ class Relay(Silent):
     def may_hedge(self, arrival: Arrival, first: str, second: str, now: float) -> bool:
         """As the exchange does it."""
         self._ledger.waited(too_long=True)
-        if self._route.hedge is None or self._standings[second].refuses(arrival.prompt_tokens, now):
+        standing = self._standings[second]
+        if self._route.hedge is None or standing.strained or standing.refuses(arrival.prompt_tokens, now):
             return False
         usd = max(self._world.prices[name].of(arrival.prompt_tokens, 0) for name in (first, second))
         return self._ledger.allows(usd, self._route.hedge.max_extra_cost, now)

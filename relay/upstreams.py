@@ -107,6 +107,11 @@ class Upstream:
             self.outlook = outlook(self.speed)
         return self.outlook
 
+    @property
+    def strained(self) -> bool:
+        """It is slower than usual, so what is not urgent had better not be sent to it."""
+        return self.speed is not None and self.speed.ttft.strained()
+
     def cached_tokens(self, prefixes: Sequence[tuple[bytes, int]], now: float) -> int:
         """Tokens of the longest of these prompt beginnings that its provider is likely to have in its cache."""
         for fingerprint, tokens in prefixes:

@@ -78,6 +78,16 @@ def test_weather():
     assert sum(result.place == "fast" for result in limited if 120 <= result.at < 180) == 30
 
 
+def test_a_crowd_makes_a_place_slow():
+    """Up to its factor a place is as fast as ever; at twice as many requests a second it takes eight times as long."""
+    fair = simulate(world(), 1, lambda _: Always("fast"))
+    roomy = simulate(world(Weather("fast", "crowd", 0, inf, 10.0)), 1, lambda _: Always("fast"))
+    crowded = simulate(world(Weather("fast", "crowd", 0, inf, 1.0)), 1, lambda _: Always("fast"))
+    assert [result.ttft_s for result in roomy] == [result.ttft_s for result in fair]
+    slower = [bad.ttft_s / good.ttft_s for bad, good in zip(crowded, fair, strict=True)]
+    assert 6.0 < sum(slower) / len(slower) < 14.0
+
+
 def test_nobody_left_is_a_failure():
     """A request that no attempt served counts as failed, and its TTFT is none."""
     out = simulate(world(Weather("fast", "outage", 0, inf, 0.5)), 1, lambda _: Always("fast"))

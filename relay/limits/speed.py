@@ -53,8 +53,10 @@ _LEAST_SHARE = 1e-9
 _RESIDUAL = 4.0
 """A model that has become slower is taken to need this many times its longest wait so far, until answers tell."""
 _ROOT_2 = sqrt(2.0)
-_USUAL_MEMORY = 300.0
-"""Observations behind what is usual for a model: it outlasts a bad hour, in which few are made."""
+_USUAL_MEMORY = 3000.0
+"""Observations behind what is usual for a model: it outlasts a bad hour."""
+_STRAINED = log(1.25)
+"""A level that is surely this much (in log) above what is usual is no chance: its model has more to do than it can."""
 _RATE_MEMORY = 10.0
 """Observations behind a rate of failures."""
 _TAIL_WEIGHT = 20.0
@@ -177,8 +179,12 @@ class Level:
         """Standard error of `mean`, as of the last observation."""
         return self.deviation / sqrt(self._weight)
 
+    def strained(self) -> bool:
+        """Whether it is above what is usual by more than the scatter explains."""
+        return self.mean - self.error() > self.usual + _STRAINED
+
     def seen(self) -> float:
-        """Observations so far, counted to some hundreds."""
+        """Observations so far, counted to some thousands."""
         return self._seen - _PRIOR_WEIGHT
 
     def snapshot(self) -> LevelSnapshot:

@@ -135,6 +135,7 @@ class Chooser:
         self._owed = 0.0  # explorations; counted instead of drawn, so that none is long in coming
         self._ceiling_s = inf if route.ttft_ceiling_s is None else route.ttft_ceiling_s
         self._models = {model.name: model for model in route.candidates}
+        self._shared = frozenset(name for name, _ in route.shares)
         self._standings = {name: standings[name] for name in self._models}
         self._rows = tuple(
             (place, model.name, self._standings[model.name], price.input, price.cached_input, price.output)
@@ -162,6 +163,8 @@ class Chooser:
             usable.sort(key=_rank)
         first_by = ("written" if weights is None else "score") if usable else ""
         order = [weighed.model for weighed in usable]
+        if self._shared:
+            order.sort(key=self._shared.__contains__)  # beyond its share a model is asked only if no other is left
         if len(order) > 1:
             first, first_by = self._first(wants.prefer, usable, first_by, now, rng)
             if first != order[0]:
@@ -232,8 +235,7 @@ class Chooser:
                 draw -= share
                 if draw < 0.0 and name in names:
                     return name, "share"
-            shared = {name for name, _ in shares}
-            first = next((weighed for weighed in usable if weighed.model not in shared), first)
+            first = next((weighed for weighed in usable if weighed.model not in self._shared), first)
         if self._explore and (explored := self._doubtful(first, usable, now)):
             self._owed = max(self._owed - 1.0, 0.0)
             return explored, "explore"
@@ -242,7 +244,6 @@ class Chooser:
     def _doubtful(self, first: Weighed, usable: list[Weighed], now: float) -> str | None:
         """Who may well be better than the first, and was not asked for longest; the young need not wait their turn."""
         w_ttft, w_latency, _ = self._weights or (0.0, 0.0, 0.0)
-        shared = {name for name, _ in self.route.shares}
         found, found_at = None, now - EXPLORE_EVERY_S
         for weighed in usable:
             if weighed is first:
@@ -251,7 +252,7 @@ class Chooser:
             if self._owed < 1.0 and not standing.outlook.young:
                 continue
             best = weighed.score - (w_ttft + w_latency) * standing.outlook.hope
-            if best < first.score and standing.asked_at < found_at and weighed.model not in shared:
+            if best < first.score and standing.asked_at < found_at and weighed.model not in self._shared:
                 found, found_at = weighed.model, standing.asked_at
         return found
 

@@ -168,7 +168,9 @@ async def test_both_fail_and_the_third_answers(front):
     assert (answer.header(b"x-relay-model"), answer.header(b"x-relay-attempts")) == (b"third", b"3")
 
 
-@pytest.mark.parametrize("why", ["nothing spent", "header", "everything is slow", "no stream", "second cannot"])
+@pytest.mark.parametrize(
+    "why", ["nothing spent", "header", "everything is slow", "no stream", "second cannot", "second is strained"]
+)
 async def test_not_hedged(front, why):
     """Beyond the cost, against the client's word, when all is slow, without a stream, or with nobody else."""
     go = asyncio.Event()
@@ -181,6 +183,10 @@ async def test_not_hedged(front, why):
                 at.relay.pipeline.ledgers["auto"].waited(too_long=True)
         if why == "second cannot":
             at.relay.pipeline.upstreams["second"].not_before = at.clock.now() + 60
+        if why == "second is strained":
+            speed = at.relay.pipeline.upstreams["second"].speed
+            assert speed is not None
+            speed.ttft.rise(30.0, at.clock.now())
         headers = [("x-relay-hedge", "never")] if why == "header" else []
         asking = await at.ask(*headers, stream=why != "no stream")
         await at.clock.advance(2.0)

@@ -75,6 +75,18 @@ def test_a_level_that_was_raised_on_suspicion_follows_the_next_answers():
     assert right.quantile(0.0) == pytest.approx(5.0, rel=0.15)
 
 
+def test_a_model_is_strained_while_it_is_slower_than_usual():
+    """Twice as slow as for hundreds of answers is strained; a straggler is not, nor is a model that was always slow."""
+    level = level_at(1.0, observations=300)
+    assert not level.strained()
+    level.add(10.0, 1.0)
+    assert not level.strained()
+    for n in range(40):
+        level.add(2.0, 2.0 + n)
+    assert level.strained()
+    assert not level_at(8.0, observations=300).strained()
+
+
 @given(SECONDS, st.lists(SECONDS, max_size=40))
 def test_hazards_rise_with_the_wait(value, seen):
     """The longer a wait, the more surprising, from nothing to a bounded much; half do not exceed the median."""
@@ -188,7 +200,7 @@ def test_shares_of_a_speed_are_together_what_it_was():
 
 def test_of_many_processes_together_no_more_is_kept_than_one_would_keep():
     """A level that four have filled can be divided among four, and leaves one no more settled than its own would be."""
-    part = level_at(2.0, observations=1000).snapshot()
+    part = level_at(2.0, observations=4000).snapshot()
     four = merge_levels(merge_levels(part, part), merge_levels(part, part))
     assert four.weight == pytest.approx(4 * part.weight)
     assert Level.restore(four).snapshot().weight == MEMORY
