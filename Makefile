@@ -34,8 +34,9 @@ bench-peers: $(INSTALLED)  ## The same against other gateways, each installed in
 	python -m bench.plots bench/results/peers.json docs/img
 	python -m bench.pages bench/results/peers.json docs/performance.md README.md
 
-bench-routing: $(INSTALLED)  ## Routing against LiteLLM's Router and others, in a simulated world; minutes.
+bench-routing: $(INSTALLED)  ## Routing against LiteLLM's Router and others, simulated and over sockets; some 40 minutes.
 	python -m bench.routing --output bench/results/routing.json --plot docs/img/routing.svg
+	python -m bench.routing_sockets --output bench/results/routing_sockets.json --plot docs/img/routing-sockets.svg
 
 eval: $(INSTALLED)  ## What learned budgets save, on real prompts and answers; about five minutes.
 	python -m bench.budgets --prompts ../shared/data/prompts.jsonl.gz --output bench/results/budgets.json

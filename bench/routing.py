@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from math import exp, log
 from pathlib import Path
 from statistics import fmean, median
@@ -29,7 +30,7 @@ from bench.environments import NotInstalled, python_environment
 from bench.programs import CACHE
 from bench.routers import LeastBusy, Oracle, PeakEwma, Random, RoundRobin
 from relay.policy.compiled import Breaker, Hedge, Match, Model, Objective, Price, Provider, Route, Timeouts
-from relay.simulate import Place, Relay, Result, Weather, World, figures, simulate
+from relay.simulate import Arrival, Place, Relay, Result, Weather, World, figures, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,8 +71,23 @@ TURN = World(
 )
 """The better of two is slow for ten minutes: how many requests until it is left, how long until it is back?"""
 
-TURNS = 40
+CROWD = World(
+    seconds=600.0,
+    per_s=6.0,
+    places=(
+        Place("mini", (536, 844, 4461), 80, (0.15, 0.60)),
+        Place("mini-eu", (520, 900, 3000), 75, (0.15, 0.60)),
+    ),
+    weather=(Weather("mini", "crowd", 300.0, 600.0, 2.8), Weather("mini-eu", "crowd", 300.0, 600.0, 2.8)),
+)
+"""Five minutes in which all that there is can serve 5.6 requests a second of the 6 that come: whoever asks twice makes
+everything slower."""
+
+CROWDS = 20
 """Seeds of that."""
+
+TURNS = 40
+"""Seeds of `TURN`."""
 
 OBJECTIVE = Objective(latency=0.6, cost=0.4)
 HEDGE = Hedge(0.95, 0.05)
@@ -133,6 +149,28 @@ def scored(results: Sequence[Result]) -> dict[str, float]:
         if result.place
     )
     return {**figures(results), "log_score": score}
+
+
+class Eager(Relay):
+    """Hedges as Relay does, but without its bounds."""
+
+    def may_hedge(self, arrival: Arrival, first: str, second: str, now: float) -> bool:  # noqa: ARG002
+        """Always."""
+        return True
+
+
+def crowded(seeds: Sequence[int]) -> dict[str, dict[str, float]]:
+    """By way of hedging: TTFT in ms, and the share of requests asked twice, while everything is crowded; medians."""
+    found = {}
+    for name, kind, hedge in (("none", Relay, None), ("relay's", Relay, HEDGE), ("without bounds", Eager, HEDGE)):
+        told = []
+        for seed in seeds:
+            made = route(CROWD, Objective(ttft=1.0), hedge)
+            results = simulate(CROWD, seed, partial(kind, made, seed=seed))
+            bad = [result for result in results if result.at >= CROWD.weather[0].from_s]
+            told.append({**figures(bad), "twice": fmean(result.twice_usd > 0.0 for result in bad)})
+        found[name] = {key: median(run[key] for run in told) for key in told[0]}
+    return found
 
 
 def turning(seed: int) -> tuple[int, float]:
@@ -327,8 +365,13 @@ def main() -> None:
             print(f"LiteLLM is left out: {error}", file=sys.stderr)
     runs = with_regret(served)
     reached = bars(runs, [turning(seed) for seed in range(1, TURNS + 1)])
+    crowd = crowded(range(1, CROWDS + 1))
     print(table(medians(runs)), "\n")
-    print("| figure | bar | reached |\n|---|---|---|")
+    print("| hedging | TTFT p50 ms | p95 | p99 | asked twice |\n|---|---:|---:|---:|---:|")
+    for name, f in crowd.items():
+        times = " | ".join(f"{f[key]:.0f}" for key in ("ttft_p50_ms", "ttft_p95_ms", "ttft_p99_ms"))
+        print(f"| {name} | {times} | {f['twice']:.0%} |")
+    print("\n| figure | bar | reached |\n|---|---|---|")
     for row in reached:
         print(f"| {row['figure']} | {row['bar']} | {row['value']} |")
     if arguments.plot:
@@ -336,7 +379,8 @@ def main() -> None:
         arguments.plot.write_text(picture(medians(runs)))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        shown = {"world": msgspec.to_builtins(WORLD), "seeds": list(seeds), "routers": runs, "bars": reached}
+        world = msgspec.to_builtins(WORLD)
+        shown = {"world": world, "seeds": list(seeds), "routers": runs, "bars": reached, "crowded": crowd}
         arguments.output.write_text(json.dumps(shown, indent=2) + "\n")
 
 
