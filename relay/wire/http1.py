@@ -7,7 +7,6 @@ answer's head alike is here too (`unusable`).
 from __future__ import annotations
 
 import re
-from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -187,7 +186,7 @@ def encode_headers(headers: Collection[tuple[bytes, bytes]]) -> bytes:
     Raises:
         ValueError: a CR, LF or NUL in a name or a value, which would let one header smuggle in another (RFC 9110 §5.5).
     """
-    block = b"%b: %b\r\n" * len(headers) % tuple(chain.from_iterable(headers))
+    block = b"\r\n".join((*map(b": ".join, headers), b""))
     if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers) or b"\0" in block:
         raise ValueError("a header has a line break or a NUL in it")
     return block

@@ -103,12 +103,14 @@ def _search(body: bytes, fields: Fields, changes: Mapping[str, bytes], renames: 
 def _replace(body: bytes, name: str, old: msgspec.Raw, new: bytes) -> bytes | None:
     """Another value for a field; None if it may not be the only one of its name, or stands in odd white space."""
     key = b'"%b"' % name.encode()
-    if body.count(key) != 1:
+    start = body.find(key)
+    end = start + len(key)
+    if start < 0 or body.find(key, end) >= 0:
         return None
     for colon in (b":", b": "):  # as JSON is written
-        field = key + colon + old
-        if field in body:
-            return body.replace(field, key + colon + new)
+        if body.startswith(colon + old, end):
+            value = end + len(colon)
+            return b"%b%b%b" % (body[:value], new, body[value + len(memoryview(old)) :])
     return None
 
 
