@@ -89,7 +89,7 @@ class RequestEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 def request_event(record: RequestRecord) -> RequestEvent:
     """The event of a record. Its time is when the request ended; seconds are cut to microseconds."""
     usage, attempts = record.usage, record.attempts
-    ttft_s = attempts[-1].ttft_s if attempts else None
+    ttft_s = next((attempt.ttft_s for attempt in attempts if attempt.ttft_s is not None), None)
     return RequestEvent(
         ts=datetime.fromtimestamp(record.at + record.duration_s, UTC),
         level=LEVEL_OF[record.outcome],

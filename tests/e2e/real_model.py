@@ -31,7 +31,9 @@ base_url = "{model_url}/v1"
 timeouts = {{ first_token_s = 120, silence_s = 60 }}
 
 [models.{model}]
-provider = "local"
+provider     = "local"
+features     = []
+continuation = "prefill"
 
 [[routes]]
 name = "auto"
@@ -52,14 +54,15 @@ def model() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def relay(model_url: str, folder: Path) -> Iterator[str]:
+def relay(model_url: str, folder: Path, *, more: str = "") -> Iterator[str]:
     """Run `relay serve` in front of the model while the block runs; the value is its URL.
 
     Args:
         model_url: where the policy says the model is.
         folder: an empty one, for the policy and the log.
+        more: further tables of the policy.
     """
-    (folder / "policy.toml").write_text(POLICY.format(model_url=model_url, model=MODEL))
+    (folder / "policy.toml").write_text(POLICY.format(model_url=model_url, model=MODEL) + more)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     program = str(Path(sys.executable).with_name("relay"))

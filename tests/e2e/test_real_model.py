@@ -57,6 +57,53 @@ def client(relay_url: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
+BUDGETS = """
+[budgets]
+quantile = 0.5
+floor    = 16
+ceiling  = 200
+"""
+"""Lower than any sensible policy's, so that answers of a sentence or two meet them."""
+
+
+@pytest.fixture(scope="module")
+def extending(model_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """A client of a relay whose budgets answers of one word have made small."""
+    short: dict[str, Any] = {"messages": [{"role": "user", "content": "What is the capital of France? One word."}]}
+    with (
+        relay(model_url, tmp_path_factory.mktemp("extending"), more=BUDGETS) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none-needed", max_retries=0) as client,
+    ):
+        for _ in range(8):
+            client.chat.completions.create(model="auto", temperature=0, **short)
+        yield client
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_answer_that_meets_its_budget_is_the_models_own(
+    extending: openai.OpenAI, model_url: str, *, stream: bool
+) -> None:
+    """An answer in several segments is, word for word, what the model writes without a limit."""
+    request: dict[str, Any] = {
+        "model": "auto",
+        "messages": [{"role": "user", "content": "Who wrote Faust?"}],
+        "temperature": 0,
+        "seed": 1,
+    }
+    with openai.OpenAI(base_url=f"{model_url}/v1", api_key="none-needed", max_retries=0) as direct:
+        whole: Any = direct.chat.completions.create(**request)
+    raw: Any = extending.chat.completions.with_raw_response.create(**request, stream=stream)
+    answer = raw.parse()
+    if stream:
+        choices = [choice for chunk in answer for choice in chunk.choices]
+        text, end = "".join(choice.delta.content or "" for choice in choices), choices[-1].finish_reason
+    else:
+        text, end = answer.choices[0].message.content, answer.choices[0].finish_reason
+        assert answer.usage.completion_tokens == whole.usage.completion_tokens
+    assert int(raw.headers["x-relay-budget"].split(";")[0]) < whole.usage.completion_tokens
+    assert (text, end) == (whole.choices[0].message.content, "stop")
+
+
 def test_sync_whole(client: openai.OpenAI, direct_text: str) -> None:
     """The whole answer is the model's own, with its usage, and says which model gave it."""
     raw = client.chat.completions.with_raw_response.create(**REQUEST)
