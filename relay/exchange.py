@@ -448,7 +448,7 @@ class Exchange:
             self._check_ending()
             now = pipeline.clock.now()
             if ended_by is None:
-                if self._continuation is None or not await self._extend(self._continuation, route, model, queue):
+                if self._continuation is None or not await self._extend(self._continuation, route, queue):
                     return
                 continue
             failure = ended_by
@@ -464,7 +464,7 @@ class Exchange:
             return None
         return Continuation(request, self.dialect, sizing, recover=recover)
 
-    async def _extend(self, continuation: Continuation, route: Route, model: Model, queue: list[Planned]) -> bool:
+    async def _extend(self, continuation: Continuation, route: Route, queue: list[Planned]) -> bool:
         """Whether an answer that ended goes on, because it did so at the relay's own limit; if not, it has been sent.
 
         It goes on with the same model, which has read the prompt; if that fails, with whoever is next.
@@ -477,7 +477,7 @@ class Exchange:
         if grant and await self._reserve_more(route, usage.prompt_tokens + usage.completion_tokens + grant):
             self._check_ending()
             continuation.extend(attempt, usage, grant)
-            queue.insert(0, Planned(model.name, 1))
+            queue.insert(0, Planned(attempt.trial.model.name, 1))
             return True
         if isinstance(attempt, PartAttempt) and not attempt.plain and continuation.last is not None:
             attempt = self._attempt = continuation.last  # what the client wants is one text

@@ -518,10 +518,12 @@ def _attempts(record: RequestRecord) -> Iterator[_Seen]:
     """A request's attempts with the times at which they began, as far as its record tells.
 
     The one that served it ended with it; one that lost a race ended at the first output; of those that failed one
-    began when the other had ended.
+    began when the other had ended. Those that went on with an answer are left out: they were no choice of the route's.
     """
     ended_s = 0.0
     for attempt in record.attempts:
+        if attempt.segment > 1:
+            continue
         if attempt.error == Superseded.code and record.ttft_s is not None:
             start_s = max(0.0, record.ttft_s - attempt.duration_s)
         elif attempt.ttft_s is not None and record.ttft_s is not None:
@@ -532,7 +534,7 @@ def _attempts(record: RequestRecord) -> Iterator[_Seen]:
         output_s = inf if attempt.ttft_s is None else attempt.ttft_s
         if attempt.error == Superseded.code:
             output_s = attempt.duration_s  # at least
-        served = attempt.ttft_s is not None and record.usage is not None
+        served = attempt.ttft_s is not None and record.usage is not None and record.segments <= 1
         tokens = record.usage.completion_tokens if served and record.usage else 0
         yield _Seen(
             attempt.model,

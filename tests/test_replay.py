@@ -180,6 +180,14 @@ def one_after_another(count: int, *, apart_s: float = 1.0, start: float = EPOCH,
     ]
 
 
+def test_segments_are_no_choices():
+    """Attempts that went on with an answer are no fallbacks, and say nothing of how models are chosen."""
+    begun, more = (AttemptRecord("fast", "p", None, 200, 0.4, 2.0, segment=number) for number in (1, 2))
+    written = msgspec.structs.replace(route_over((FAST, SLOW)), objective=None)
+    report = replay(one_after_another(4, attempts=(begun, more), segments=2), policy_of(written))
+    assert told(report, "fell_back") == (0, 0)
+
+
 def test_failures_truncations_and_hedges_are_counted():
     """Each as the record tells it, and again for the same attempts under the same route."""
     refused = AttemptRecord("fast", "p", "upstream_error", 503, None, 0.3)

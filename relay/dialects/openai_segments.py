@@ -30,7 +30,7 @@ INSTRUCTION = (
 """For models that take no beginning of an answer. The last words let the seam be found, spaces included."""
 
 _KEPT_BYTES = 16 * 1024
-"""Of a first segment's events that wait to be read: some 70, which take about 0.1 ms together."""
+"""Of a first segment's events that wait to be read: some 70, which take less than 0.1 ms together."""
 
 _MARKS = ("id", "object", "created", "model", "system_fingerprint")
 """What is the same in every chunk of an answer."""
@@ -42,6 +42,28 @@ _PLAIN = frozenset({"role", "content", *_REASONING})
 _EMPTY = (b"null", b'""', b"[]", b"{}")
 _NULL = msgspec.Raw(b"null")
 
+
+class _PlainDelta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """Nothing but text; most are of this shape."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: None = None
+    tool_calls: None = None
+    function_call: None = None
+
+
+class _PlainChoice(msgspec.Struct, gc=False):
+    delta: _PlainDelta
+
+
+class _PlainChunk(msgspec.Struct, gc=False):
+    choices: list[_PlainChoice]
+
+
+_read_plain = msgspec.json.Decoder(list[_PlainChunk]).decode
 _read_choices = msgspec.json.Decoder(list[Fields]).decode
 _read_text = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.encode
@@ -200,10 +222,15 @@ class FirstSegment(_Segment):
         return super().so_far(before, usage)
 
     def _read_kept(self) -> None:
-        for event in split_events(b"".join(self._kept)):
-            self._pass(event)
+        kept = b"".join(self._kept)
         self._kept.clear()
         self._kept_bytes = 0
+        text = _plain_text(kept) if self._mark else None  # the mark is in the first of all
+        if text is not None:
+            self._text.append(text)
+            return
+        for event in split_events(kept):
+            self._pass(event)
 
     def _pass(self, event: bytes) -> bytes:
         opened = _open(event)
@@ -336,6 +363,15 @@ def whole_answer(so_far: SoFar, last: bytes) -> bytes:
     new_choice = splice(choices[start:end], choice, changes)
     new_choices = choices[:start] + new_choice + choices[end:]
     return splice(first, fields, {"choices": new_choices, "usage": bytes(_usage_object(usage))})
+
+
+def _plain_text(events: bytes) -> str | None:
+    """The text of chunks, read as one JSON array; None unless each is one line behind `data: ` and nothing but text."""
+    try:
+        chunks = _read_plain(b"[%b]" % events[6:-2].replace(b"\n\ndata: ", b","))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    return "".join([choice.delta.content or "" for chunk in chunks for choice in chunk.choices])
 
 
 def _open(event: bytes) -> tuple[Fields, list[Fields]] | None:

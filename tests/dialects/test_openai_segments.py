@@ -277,3 +277,29 @@ def test_comments_and_unknown_events_go_on():
     """Pings keep a connection alive, and a shape not known here is the client's to judge."""
     later, odd = reader(begun(ROLE, HELLO)), b'data: {"choices": 7}\n\n'
     assert later.feed(b": ping\n\n" + odd) == b": ping\n\n" + odd
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                HELLO,
+                WORLD,
+                b": ping\n\n",
+                HELLO.replace(b"\n\n", b"\r\n\r\n"),
+                chat.chunk({"content": "n\u00fc\n\n", "tool_calls": None}),
+                chat.chunk({"content": "data: ", "surplus": None}),
+                chat.event({"choices": []}),
+            ]
+        ),
+        max_size=200,
+    )
+)
+def test_text_is_kept_whatever_the_events_look_like(events):
+    """Read together or one by one, the text so far is what the client was sent."""
+    first = reader()
+    first.feed(ROLE)
+    passed = b"".join(map(first.feed, events))
+    plain = passed.replace(b"\r\n\r\n", b"\n\n").replace(b": ping\n\n", b"")
+    assert first.so_far(None, USED).text == text(plain)
+    assert first.plain

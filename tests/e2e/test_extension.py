@@ -18,6 +18,7 @@ from tests.servers import chat
 from tests.servers.author import PROMPT_TOKENS, STORY, author, exactly, from_the_start, tokens, with_last_words
 from tests.servers.chat import DONE
 from tests.servers.client import RawClient, ask, post
+from tests.servers.model import model
 from tests.servers.policies import NAMES, policy
 from tests.servers.relay import serve
 from tests.servers.upstream import Upstream, always, close, send, stall, tell
@@ -235,7 +236,8 @@ async def test_nobody_goes_on(stream, scene):
         assert answer.body.endswith(DONE)
 
 
-async def test_another_candidate_goes_on(scene):
+@pytest.mark.parametrize("stream", [True, False])
+async def test_another_candidate_goes_on(stream, scene):
     """If the model that began cannot go on, the next one is asked, which is given the text."""
     first = author()
     count = iter(range(9))
@@ -244,11 +246,50 @@ async def test_another_candidate_goes_on(scene):
         return first(received) if next(count) == 0 else [send(chat.whole(b"{}", 503))]
 
     async with scene(answerer, author()) as (relay, [_, second]):
-        answer = await asked(relay, stream=True)
+        answer = await asked(relay, stream=stream)
         record = await relay.only_record()
     assert text(answer) == STORY
     assert (record.outcome, record.model) == (Outcome.COMPLETED, "second")
     assert json.loads(second.received.items[0].body)["messages"][-1]["role"] == "assistant"
+
+
+async def test_budget_that_went_into_reasoning_is_not_the_end(scene):
+    """Where nothing of the answer was written yet, it is asked for anew with more room: none comes back empty."""
+    async with scene(model(words=50, hidden=400), budgets={**BUDGETS, "ceiling": 300, "floor": 16}) as (
+        relay,
+        [upstream],
+    ):
+        for stream in (True, False):
+            answer = await asked(relay, stream=stream)
+            assert answer.body.count(b"word ") == 50
+        record = await relay.records.at(0)
+    assert limits(upstream)[0] < 400
+    assert (record.outcome, record.finish_reason) == (Outcome.COMPLETED, "stop")
+
+
+async def test_whoever_won_the_race_goes_on(front):
+    """Of two models that were asked at a time, the one that answers is asked for the rest, and alone."""
+    clock = FakeClock()
+    async with Upstream(always(stall)) as slow, Upstream(author()) as quick:
+        routes = [{"name": "auto", "candidates": ["first", "second"], "hedge": {"after": "p95", "max_extra_cost": 1}}]
+        models: dict[str, Any] = {
+            name: {"provider": name, "features": [], "continuation": "prefix", "price": {"input": 1, "output": 1}}
+            for name in ("first", "second")
+        }
+        text_of_policy = policy(slow.base_url, quick.base_url, routes=routes, models=models, budgets=BUDGETS)
+        async with serve(text_of_policy, front=front, clock=clock) as relay:
+            asking = asyncio.create_task(asked(relay, stream=True))
+            await slow.received.at(0)
+            while not len(quick.received):
+                await clock.advance(0.25)
+            answer = await asking
+            record = await relay.only_record()
+        assert len(slow.received) == 1
+    assert text(answer) == STORY
+    lost, won, *rest = record.attempts
+    assert {(lost.model, lost.error), (won.model, won.error)} == {("first", "superseded"), ("second", None)}
+    assert {(one.model, one.hedge) for one in rest} == {("second", False)}
+    assert [one.segment for one in rest] == list(range(2, record.segments + 1))
 
 
 @pytest.mark.parametrize("recover", [True, False])
