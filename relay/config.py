@@ -10,7 +10,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from relay.errors import ConfigurationError, Finding
 from relay.policy.schema import NAME, PATTERN_WORDS
@@ -20,7 +21,7 @@ from relay.telemetry.events import Level, Style
 PREFIX = "RELAY_"
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """All settings; `RELAY_` and the name in capitals is the variable.
 
     Attributes:
@@ -42,7 +43,7 @@ class Settings(BaseModel):
         admin_key: `/metrics` wants it as a bearer token; unset leaves `/metrics` open.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
 
     policy: Path = Field(description="the folder of a policy set")
     host: str = Field(default="127.0.0.1", description="an address of this machine")
@@ -90,9 +91,8 @@ def load_settings(**flags: Any) -> tuple[Settings, list[Finding]]:
     Raises:
         ConfigurationError: with one finding per setting that does not hold.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        settings = Settings(**(_variables() | given))
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         findings = [_finding(str(details["loc"][0]), details["type"], details["input"]) for details in error.errors()]
         raise ConfigurationError(f"The settings do not hold. {findings[0]}", findings) from None
@@ -106,12 +106,6 @@ def _finding(setting: str, kind: str, value: Any) -> Finding:
     else:
         message = f"found {found(value, secret=setting in SECRETS)}; allowed is {allowed}"
     return Finding("environment", 0, variable(setting), message)
-
-
-def _variables() -> dict[str, str]:
-    """What the environment sets; an empty variable sets nothing, and small letters will do."""
-    environ = {name.upper(): value for name, value in os.environ.items() if value}
-    return {name: environ[variable(name)] for name in Settings.model_fields if variable(name) in environ}
 
 
 def _unknown_variables() -> list[Finding]:

@@ -56,12 +56,6 @@ def test_empty_variables_are_not_set(environ: pytest.MonkeyPatch) -> None:
     assert load_settings()[0].port == 8080
 
 
-def test_variables_may_be_in_small_letters(environ: pytest.MonkeyPatch) -> None:
-    """`relay_port` is `RELAY_PORT`, as on systems whose variables know no case."""
-    environ.setenv("relay_port", "1")
-    assert load_settings()[0].port == 1
-
-
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
