@@ -28,6 +28,7 @@ from relay.limits.experience import Experience
 from relay.messages import Usage
 from relay.policy.decide import Chooser
 from relay.policy.load import load
+from relay.runtimes.policy_files import read_folder
 from relay.sizing import Sizer
 from relay.upstreams import Upstream
 from relay.wants import wants_of
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
     from relay.messages import ChatRequest
 
-POLICY = Path(__file__).parent / "policy" / "bench.toml"
+POLICY = Path(__file__).parent / "policy"
+"""What Relay runs with in the other benches too."""
 
 LENGTHS = (300, 3000)
 """Of prompts, tokens."""
@@ -66,7 +68,7 @@ class World:
     """A relay's parts that decide, with something learned."""
 
     def __init__(self) -> None:
-        self.policy = load({"bench.toml": POLICY.read_text()}, {"BENCH_UPSTREAM_KEY": "-"})
+        self.policy = load(read_folder(POLICY), {"BENCH_UPSTREAM_KEY": "-"})
         self.dialect = DIALECTS["openai"]
         self.route = self.policy.routes[0]
         self.experience = Experience()

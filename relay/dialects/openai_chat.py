@@ -179,6 +179,7 @@ _REASONING_FIELDS = ("reasoning_effort", "reasoning", "thinking", "extra_body")
 """Where clients speak of hidden reasoning."""
 _RULES_THINKING_OUT = {"temperature", "top_p", "tools", "tool_choice"}
 _UNUSED = (b"", b"null", b"[]", b'"none"')
+_TOOLS = {"tools", "functions"}
 _NOT_CONTINUED = {
     "response_format": (b"", b"null", b'{"type":"text"}', b'{"type": "text"}'),
     "modalities": (b"", b"null", b'["text"]'),
@@ -298,8 +299,9 @@ class OpenAIChat:
     def extendable(self, request: ChatRequest) -> bool:
         """As `may_continue`; a tool that is offered may be called, and a call cannot be taken up in the middle."""
         fields = request.fields
-        offered = any(bytes(fields.get(name, b"")) not in _UNUSED for name in ("tools", "functions"))
-        return not offered and self.may_continue(request)
+        if not _TOOLS.isdisjoint(fields) and any(bytes(fields.get(name, b"")) not in _UNUSED for name in _TOOLS):
+            return False
+        return self.may_continue(request)
 
     def takes_effort(self, request: ChatRequest, effort_field: str) -> bool:
         """Anthropic refuses `thinking` beside sampling parameters and forced tools, and wants more room than it."""
@@ -338,12 +340,10 @@ class OpenAIChat:
     def may_continue(self, request: ChatRequest) -> bool:
         """Not JSON, sound or log probabilities, of one answer only, and none whose beginning the client wrote."""
         fields = request.fields
-        return (
-            request.choices == 1
-            and bool(request.turns)
-            and all(bytes(fields.get(name, b"")) in plain for name, plain in _NOT_CONTINUED.items())
-            and not _ends_with_assistant(request.turns)
-        )
+        for name in _NOT_CONTINUED.keys() & fields:
+            if bytes(fields[name]) not in _NOT_CONTINUED[name]:
+                return False
+        return request.choices == 1 and bool(request.turns) and not _ends_with_assistant(request.turns)
 
     def answer_text(self, body: bytes) -> str | None:
         """See `relay.dialects.openai_segments`."""

@@ -62,7 +62,9 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     max_output: int | None = None
 
 
-def budget(rules: BudgetRules, request: Request, expected: Expectation, *, hidden: float = 0.0) -> Budget:
+def budget(
+    rules: BudgetRules, request: Request, expected: Expectation, *, hidden: float = 0.0, trusted: bool = False
+) -> Budget:
     """Set the limit of an answer.
 
     Args:
@@ -70,11 +72,13 @@ def budget(rules: BudgetRules, request: Request, expected: Expectation, *, hidde
         request: what is asked.
         expected: of `Lengths.expect` for `rules.quantile`.
         hidden: reasoning tokens that this model was seen to need at `HEADROOM_QUANTILE`; 0 if not known.
+        trusted: a model of which the policy says nothing was seen often enough for `hidden` to stand alone.
 
     Returns:
         The budget. Its limit is at least 1, even if the prompt leaves no room: routing has to see to that.
     """
-    headroom = _headroom(rules.headroom, request, hidden)
+    reasons = not trusted if request.reasons is None else request.reasons
+    headroom = _headroom(rules.headroom, request, hidden, reasons=reasons)
     visible = ceil(expected.tokens)
     source: Literal["cell", "prior", "client", "ceiling", "off"] = "cell" if expected.cell else "prior"
     clamps = []
@@ -161,11 +165,11 @@ def thinking_tokens(policy: Headroom, effort: str | None) -> int:
             return 2 * policy.high
 
 
-def _headroom(policy: Headroom, request: Request, hidden: float) -> int:
+def _headroom(policy: Headroom, request: Request, hidden: float, *, reasons: bool) -> int:
     """The most that policy, client or experience ask for. A model that never reasoned needs none."""
     needs = [request.client_thinking]
     if hidden > NOISE:
         needs.append(ceil(hidden))
-    if request.reasons is not False:
+    if reasons:
         needs.append(thinking_tokens(policy, request.effort))
     return max(needs)

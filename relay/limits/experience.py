@@ -51,15 +51,15 @@ class Experience:
 
     def budget(self, rules: BudgetRules, request: Request, place: Place) -> Budget:
         """Set the limit of an answer; see `budgets.budget`."""
-        if request.reasons is None and self._never_reasoned(_thinking(place, request)):
-            request = msgspec.structs.replace(request, reasons=False)
         extendable = rules.extend and request.extendable
         expected = self.answers.expect(place, rules.quantile, extendable=extendable)
-        hidden = 0.0
+        hidden, trusted = 0.0, False
         if not self.reasoning.empty:
-            thought = self.reasoning.expect(_thinking(place, request), budgets.HEADROOM_QUANTILE)
+            thinking = _thinking(place, request)
+            thought = self.reasoning.expect(thinking, budgets.HEADROOM_QUANTILE)
             hidden = thought.tokens if thought.cell else 0.0
-        return budgets.budget(rules, request, expected, hidden=hidden)
+            trusted = self.reasoning.count_within(thinking[:2], budgets.NOISE) >= TRIAL
+        return budgets.budget(rules, request, expected, hidden=hidden, trusted=trusted)
 
     def extension(
         self, rules: BudgetRules, request: Request, place: Place, budget: Budget, *, written: int, number: int
@@ -115,11 +115,6 @@ class Experience:
         # for dozens of answers; if they are that long indeed, they are continued, and the cell widens.
         if not (cut and visible >= rules.ceiling):
             self.answers.observe(place, visible, now, cut=cut)
-
-    def _never_reasoned(self, thinking: Place) -> bool:
-        """Whether enough answers of the model were seen, and none with hidden reasoning."""
-        _, model, _, _ = thinking.cells()
-        return self.reasoning.count_within(model, budgets.NOISE) >= TRIAL
 
     def snapshot(self, now: float) -> ExperienceSnapshot:
         """What is known at `now`."""

@@ -157,7 +157,7 @@ class CellSnapshot(msgspec.Struct, frozen=True, gc=False):
 class _Cell:
     """A sketch, and what follows from it and the wider cells."""
 
-    __slots__ = ("believed", "cuts", "judged", "news", "over", "sketch", "slack", "widening")
+    __slots__ = ("believed", "count", "cuts", "judged", "longest", "news", "over", "sketch", "slack", "widening")
 
     def __init__(self, sketch: Sketch, believed: Distribution) -> None:
         self.sketch = sketch
@@ -168,6 +168,8 @@ class _Cell:
         self.over = 0.0
         self.news = 0  # answers since `believed` and `slack` were computed
         self.cuts = 0  # answers that were cut
+        self.count = 0.0  # answers, those of earlier processes as far as they are remembered
+        self.longest = 0.0  # of them
 
 
 class Lengths:
@@ -189,7 +191,6 @@ class Lengths:
         self._prior = {kind: _prior_cell(dict(weights)) for kind, weights in prior.items()}
         self._cells: OrderedDict[tuple[str, ...], _Cell] = OrderedDict()
         self._max_cells = max_cells
-        self._latest = 0.0  # when the last answer was counted
         self._half_life_s = half_life_s
 
     @property
@@ -219,9 +220,9 @@ class Lengths:
         return [self._nearest(place)[1].believed.quantile(quantile) for quantile in quantiles]
 
     def count_within(self, cell: tuple[str, ...], tokens: float) -> float:
-        """How many answers the cell of that name has counted, decayed; 0 if one of them was longer than `tokens`."""
+        """How many answers the cell of that name has counted; 0 if one of them was longer than `tokens`."""
         found = self._cells.get(cell)
-        return 0.0 if found is None or found.sketch.exceeds(tokens) else found.sketch.weight(self._latest)
+        return 0.0 if found is None or found.longest > tokens else found.count
 
     def expect_more(self, place: Place, quantile: float, written: int) -> float:
         """How many tokens more an answer takes that has `written` by now and has not ended.
@@ -246,7 +247,6 @@ class Lengths:
             now: seconds since the Unix epoch, so that snapshots of several processes can be merged.
             cut: it would have become longer: a limit, the client or a failure ended it.
         """
-        self._latest = max(self._latest, now)
         length = self._completed(place, tokens) if cut else max(tokens, 1.0)
         self._enter(_ALL).sketch.add(length, now)
         wider: list[tuple[Sketch, float]] = []
@@ -254,6 +254,8 @@ class Lengths:
             cell = self._enter(name)
             cell.sketch.add(length, now)
             cell.news += 1
+            cell.count += 1
+            cell.longest = max(cell.longest, length)
             weight = cell.sketch.weight(now)
             if cell.news >= _REFRESH_AT * weight:
                 inertia = INTENT_INERTIA if name is place else INERTIA
@@ -292,7 +294,6 @@ class Lengths:
         Raises:
             ValueError: a cell has another relative error than this version keeps.
         """
-        self._latest = max(self._latest, now)
         restored = list(cells)[-self._max_cells :]
         for old in restored:
             if old.lengths.relative_error != RELATIVE_ERROR:
@@ -300,6 +301,7 @@ class Lengths:
             cell = self._enter(old.cell)
             cell.sketch = Sketch.restore(msgspec.structs.replace(old.lengths, half_life_s=self._half_life_s))
             cell.widening, cell.judged, cell.over = old.widening, old.judged, old.over
+            cell.count, cell.longest = cell.sketch.weight(now), cell.sketch.largest()
         for old in restored:  # a second pass: what a cell believes depends on others, and slack on all of them
             self._believe(old.cell, now)
 

@@ -116,9 +116,9 @@ class Sketch:
         """How many observations the sketch still stands for."""
         return self._weight * self._faded(now)
 
-    def exceeds(self, value: float) -> bool:
-        """Whether a value in a higher bucket than this one's was observed, and is not forgotten."""
-        return max(self._weights, default=0) > ceil(log(value) * self._buckets_per_e)
+    def largest(self) -> float:
+        """The upper end of the highest bucket in which something was observed and is not forgotten; 0 if nothing."""
+        return exp(max(self._weights) / self._buckets_per_e) if self._weights else 0.0
 
     def mean(self) -> float | None:
         """The weighted mean; None if nothing was observed."""

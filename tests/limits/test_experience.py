@@ -209,5 +209,9 @@ def test_a_model_of_which_nothing_is_said() -> None:
         answer(experience, request, hidden=0, visible=50, now=NOW)
     assert experience.budget(RULES, request, other).headroom == RULES.headroom.medium
     assert experience.budget(RULES, Request(100, reasons=None, effort="high"), HOME).headroom == RULES.headroom.high
-    answer(experience, request, hidden=300, visible=50, now=NOW)
-    assert experience.budget(RULES, request, HOME).headroom >= RULES.headroom.medium
+    restored = Experience()
+    restored.restore(experience.snapshot(NOW), NOW)
+    assert restored.budget(RULES, request, HOME).headroom == 0
+    for one in (experience, restored):
+        answer(one, request, hidden=300, visible=50, now=NOW)
+        assert one.budget(RULES, request, HOME).headroom >= RULES.headroom.medium

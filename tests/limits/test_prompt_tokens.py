@@ -16,6 +16,7 @@ from relay.limits.prompt_tokens import (
     TOKENS_PER_IMAGE,
     Calibration,
     estimate,
+    estimate_escaped,
     estimate_prompt,
     features,
 )
@@ -63,6 +64,22 @@ def test_every_script_is_near(text: str, tokens: int) -> None:
 def test_any_bytes_have_a_finite_estimate(data: bytes) -> None:
     """Broken UTF-8 neither fails nor goes far astray: at most three tokens per byte."""
     assert abs(estimate(data)) <= 3 * len(data)
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=80), st.booleans())
+def test_json_makes_no_difference(text: str, ascii_only: bool) -> None:  # noqa: FBT001 - drawn by Hypothesis
+    """A text counts the same as it stands in JSON, whether or not its characters are escaped there."""
+    inside = json.dumps(text, ensure_ascii=ascii_only)[1:-1].encode()
+    assert estimate(inside, escaped=True) == pytest.approx(estimate(text.encode()))
+    prompt = estimate_escaped([inside, inside], messages=2, images=1)
+    assert prompt == pytest.approx(estimate_prompt([text, text], messages=2, images=1))
+
+
+def test_long_json_is_sampled() -> None:
+    """Of a long text in JSON a sample is read, in which a character cut in two does little harm."""
+    text = "Der Fluß fließt nach Süden.\n" * 2000
+    inside = json.dumps(text)[1:-1].encode()
+    assert estimate(inside, escaped=True) == pytest.approx(estimate(text.encode()), rel=0.15)
 
 
 @given(st.text(max_size=300))
