@@ -56,7 +56,7 @@ def teach(
     """Let a pipeline see that many answers of a model, all alike, and count their prompts."""
     clock, place = pupil.clock, HOME._replace(model=model, key=key)
     for _ in range(answers):
-        pupil.upstreams[model].begun(ttft_s, clock.now())
+        pupil.upstreams[model].begun(clock.now() - ttft_s, clock.now())
         budget = pupil.experience.budget(RULES, Request(100), place)
         pupil.experience.observe(RULES, Request(100), place, budget, clock.wall(), visible=tokens)
         pupil.experience.prompts.observe(model, estimated=1000.0, actual=1300)
