@@ -260,6 +260,14 @@ async def test_usage_is_told_once_for_all_segments(scene):
     assert told["total_tokens"] == told["prompt_tokens"] + 4
 
 
+async def test_clients_limit_holds_for_all_segments(scene):
+    """The second upstream is asked for what is left of the client's limit; what the first wrote is estimated."""
+    async with scene(BEGUN, close) as on:
+        await on.ask(max_tokens=100)
+        assert sent(await on.first.received.at(0))["max_tokens"] == 100
+        assert sent(await on.second.received.at(0))["max_tokens"] == 98
+
+
 async def test_client_gone_in_the_second_segment(scene):
     """The second upstream is cancelled, and what both wrote is counted."""
     async with scene(BEGUN, close, second=[streaming(ROLE, WORLD), stall]) as on:
