@@ -388,7 +388,7 @@ class OpenAIChat:
             if message is not None and (usage is None or message.reasoning_content or message.reasoning):
                 output_chars += message.size()
                 reasoning_chars += message.reasoning_size()
-        return Answer(choices[0].finish_reason if choices else None, usage, output_chars, reasoning_chars)
+        return Answer((choices[0].finish_reason or None) if choices else None, usage, output_chars, reasoning_chars)
 
     def parse_error(self, status: int, headers: Headers, body: bytes) -> UpstreamRefused:
         """Read `{"error": …}` in the shapes that OpenAI, vLLM, FastAPI and proxies in front of them give it."""
@@ -554,7 +554,7 @@ class ChatStreamReader:
         if not choices:
             return not (counted and self._hide_usage)
         for choice in choices:
-            if choice.finish_reason is not None:
+            if choice.finish_reason:  # some servers send an empty one with every chunk
                 self._end_choice(choice.index, choice.finish_reason)
             delta = choice.delta
             if delta is None:

@@ -277,7 +277,7 @@ class LaterSegment(_Segment):
         choice = choices[0]
         delta = _delta(choice)
         text = self._new_text(delta)
-        ended = bytes(choice.get("finish_reason", b"null")) != b"null"
+        ended = bytes(choice.get("finish_reason", b"null")) not in (b"null", b'""')
         if ended or delta:
             text += self._seam.end()
         if text:

@@ -280,6 +280,15 @@ class TestStreams:
         with pytest.raises(UpstreamTruncated):
             reader.end()
 
+    def test_an_empty_finish_reason_is_none(self):
+        """Some servers send an empty one with every chunk: nothing has ended with it, nor does an answer have one."""
+        reader = self.reader()
+        reader.feed(event([delta(content="a", finish="")]) * 2)
+        assert (reader.finished, reader.finish_reason) == (False, None)
+        with pytest.raises(UpstreamTruncated):
+            reader.end()
+        assert CHAT.parse_answer(b'{"choices":[{"index":0,"message":{},"finish_reason":""}]}').finish_reason is None
+
     def test_done_behind_output_is_an_end(self):
         """A provider that sends `[DONE]` but no finish reason is believed."""
         reader = self.reader()

@@ -256,12 +256,12 @@ def test_reasoning_is_told_where_the_answer_has_not_begun():
     assert b"so" in later.feed(chat.chunk({"reasoning_content": "so"}))
 
 
-def test_repeated_text_is_dropped():
-    """What the model says again is not told again, however its tokens fall."""
+@pytest.mark.parametrize("going_on", [None, ""])
+def test_repeated_text_is_dropped(going_on):
+    """What the model says again is not told again, however its tokens fall; an empty finish reason ends nothing."""
     later = reader(begun(ROLE, chat.chunk({"content": "It is very impor"})), style="instruction")
-    passed = b"".join(
-        map(later.feed, (chat.chunk({"content": piece}) for piece in ("Sure: it", " is very", " important")))
-    )
+    pieces = (chat.chunk({"content": piece}, going_on) for piece in ("Sure: it", " is very", " important"))
+    passed = b"".join(map(later.feed, pieces))
     assert text(passed + later.feed(STOP)) == "tant"
 
 
