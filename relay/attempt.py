@@ -506,6 +506,9 @@ class AnswerAttempt(Attempt):
 
     def _overdue(self, now: float) -> UpstreamFailure | None:
         """Generation may take its whole time before the head; behind it silence is not normal."""
+        limit_s = self.trial.model.timeouts.answer_s
+        if now - self.trial.started_at >= limit_s:
+            return FirstTokenTimeout(f"The upstream of {self.trial.model.name!r} sent no answer within {limit_s:g} s.")
         return None if self.status is None else self._silent_for(now)
 
 

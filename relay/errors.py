@@ -264,7 +264,7 @@ class UpstreamTruncated(UpstreamFailure):
 
 
 class FirstTokenTimeout(UpstreamFailure):
-    """No real output within `timeouts.first_token_s`."""
+    """No real output of a stream within `timeouts.first_token_s`, or no whole answer within `timeouts.answer_s`."""
 
     status = 504
     code = "upstream_first_token_timeout"

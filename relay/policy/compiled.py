@@ -26,12 +26,14 @@ class Timeouts(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         connect_s: for a new connection, TLS included.
         first_token_s: from the attempt's start to the first real output.
+        answer_s: from the attempt's start to the end of an answer that is no stream.
         silence_s: between any two bytes once the stream is committed.
         total_s: for the whole request, all attempts together.
     """
 
     connect_s: float = 3.0
     first_token_s: float = 15.0
+    answer_s: float = 600.0
     silence_s: float = 20.0
     total_s: float = 600.0
 

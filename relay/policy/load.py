@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 DEFAULT_ATTEMPTS = 2
 """Tries of a route with a single candidate: one failure in passing should not reach the client."""
 
-_TIMEOUTS_IN_ORDER = (("first_token_s", "total_s"), ("silence_s", "total_s"), ("connect_s", "first_token_s"))
+_TIMEOUTS_IN_ORDER = (
+    ("first_token_s", "total_s"),
+    ("answer_s", "total_s"),
+    ("silence_s", "total_s"),
+    ("connect_s", "first_token_s"),
+)
 _RETRIES_IN_ORDER = (("base_s", "max_s"),)
 _BUDGETS_IN_ORDER = (("floor", "ceiling"),)
 _HEADROOM_IN_ORDER = (("medium", "high"), ("low", "medium"))

@@ -207,6 +207,14 @@ class Timeouts(Table):
         "need more.",
         examples=[15, 120],
     )
+    answer_s: float = Field(
+        default=_TIMEOUTS.answer_s,
+        gt=0,
+        le=86_400,
+        description="Seconds from an attempt's start to the end of an answer that is no stream; then another "
+        "candidate is asked. A stream has `first_token_s` and `silence_s` instead.",
+        examples=[60, 300],
+    )
     silence_s: float = Field(
         default=_TIMEOUTS.silence_s,
         gt=0,

@@ -348,6 +348,15 @@ async def test_answer_that_never_begins_meets_the_deadline(scene):
         await expect_error(on.relay, answer, Fault((), "deadline_exceeded", "deadline", 504))
 
 
+@pytest.mark.parametrize("begun", [(), (send(chat.whole(chat.completion())[:-5]),)], ids=["silent", "begun"])
+async def test_answer_that_takes_too_long_is_asked_for_elsewhere(begun, scene):
+    """`answer_s` bounds each attempt at a whole answer, so that the next candidate still has time."""
+    answer_s = {"timeouts": {"answer_s": SILENCE_S - 5}}
+    async with scene(*begun, stall, spare=True, healthy=HEALTHY_ANSWER, provider=answer_s) as on:
+        answer = await on.ask(stream=False, wait_s=SILENCE_S - 4)
+        await expect_made_up_for(on.relay, answer, chat.completion(), "upstream_first_token_timeout")
+
+
 async def test_every_candidate_failed(scene):
     """The client is told of the last failure, and the record holds each."""
     async with scene(close, spare=True, healthy=[send(chat.whole(b"[]", 500))]) as on:

@@ -94,7 +94,7 @@ def test_everything_written() -> None:
                 api_key = { env = "ONE_KEY" }
                 headers = { X-Fixed = "a b", x-secret = { env = "ONE_EXTRA" } }
                 forward_headers = ["Traceparent"]
-                timeouts = { connect_s = 1, first_token_s = 2, silence_s = 3, total_s = 4 }
+                timeouts = { connect_s = 1, first_token_s = 2, answer_s = 2.5, silence_s = 3, total_s = 4 }
                 breaker = { failures = 2, open_s = 0.5 }
                 max_connections = 7
                 proxy = "http://proxy.example:3128"
@@ -125,13 +125,13 @@ def test_everything_written() -> None:
     assert (provider.dialect, provider.base_url, provider.api_key) == ("openai", "https://one.example/v1", "k1")
     assert provider.headers == (("x-fixed", "a b"), ("x-secret", "k2"))
     assert provider.forward_headers == {"traceparent"}
-    assert provider.timeouts == compiled.Timeouts(1, 2, 3, 4)
+    assert provider.timeouts == compiled.Timeouts(1, 2, 2.5, 3, 4)
     assert provider.breaker == compiled.Breaker(2, 0.5)
     assert (provider.max_connections, provider.proxy) == (7, "http://proxy.example:3128")
     assert (provider.http2, provider.ask_usage) == (True, False)
     model = policy.models["small"]
     assert (model.upstream, model.max_tokens_field) == ("their name", "max_tokens")
-    assert model.timeouts == compiled.Timeouts(1, 3.5, 3, 4)
+    assert model.timeouts == compiled.Timeouts(1, 3.5, 2.5, 3, 4)
     auto, own = policy.routes
     assert (auto.name, auto.candidates, auto.attempts) == ("auto", (model,), 5)
     assert (own.name, own.candidates, own.attempts) == ("small", (model,), 2)
@@ -160,7 +160,7 @@ def test_attempts_by_default(candidates: int, attempts: int) -> None:
 def test_defaults_give_way() -> None:
     """A default that is longer than what was written is shortened instead of being an error."""
     policy = load({"p": START + "timeouts.total_s = 2\n[retries]\nmax_s = 0.1"}, {})
-    assert policy.models["small"].timeouts == compiled.Timeouts(2, 2, 2, 2)
+    assert policy.models["small"].timeouts == compiled.Timeouts(2, 2, 2, 2, 2)
     assert policy.retries == compiled.Retries(0.1, 0.1)
 
 
@@ -241,7 +241,7 @@ SAID = [
     # unknown keys and tables
     ("[model.large]", ["8: error: model: unknown key (did you mean models?); allowed are version, access, requests, streams, retries, providers, models, routes, keys, budgets, intents, classifier"]),
     ('Upsteam = "x"', ["8: error: models.small.Upsteam: unknown key (did you mean upstream?); allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected, effort, verbosity, continuation"]),
-    ("timeouts = { ttft_s = 1 }", ["8: error: models.small.timeouts.ttft_s: unknown key (did you mean total_s?); allowed are connect_s, first_token_s, silence_s, total_s"]),
+    ("timeouts = { ttft_s = 1 }", ["8: error: models.small.timeouts.ttft_s: unknown key (did you mean total_s?); allowed are connect_s, first_token_s, answer_s, silence_s, total_s"]),
     ('"[key]" = 1', ['8: error: models.small."[key]": unknown key; allowed are provider, upstream, max_tokens_field, timeouts, price, context, max_output, features, tier, regions, expected, effort, verbosity, continuation']),
     ('["[key]"]', ['8: error: "[key]": unknown key (did you mean keys?); allowed are version, access, requests, streams, retries, providers, models, routes, keys, budgets, intents, classifier']),
     (PROVIDER + 'proxy = { "<text>" = 1, env = "P" }', ['11: error: providers.two.proxy."<text>": unknown key; allowed are env, optional']),
@@ -251,7 +251,7 @@ SAID = [
     ("[requests]\nmax_messages = 3.0", ["9: error: requests.max_messages: found 3.0; allowed is an integer from 1 to 1000000"]),
     ("[requests]\nmax_messages = 2026-01-01", ["9: error: requests.max_messages: found a date or time; allowed is an integer from 1 to 1000000"]),
     ("upstream = 3", ["8: error: models.small.upstream: found 3; allowed is a string of 1 to 256 characters"]),
-    ("timeouts = 3", ["8: error: models.small.timeouts: found 3; allowed is a table with connect_s, first_token_s, silence_s, total_s"]),
+    ("timeouts = 3", ["8: error: models.small.timeouts: found 3; allowed is a table with connect_s, first_token_s, answer_s, silence_s, total_s"]),
     ("timeouts.connect_s = true", ["8: error: models.small.timeouts.connect_s: found true; allowed is a number over 0, at most 60"]),
     ("[[keys]]", ["8: error: keys: found an array; allowed is a table"]),
     ("[routes]", ["8: error: routes: found a table; allowed is an array, each item a table with name, match, candidates, attempts, objective, slo, hedge, weights, regions"]),
