@@ -6,6 +6,7 @@ becomes depends most of all on who gives it.
 
 from __future__ import annotations
 
+from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,13 +33,11 @@ _MODELS_OWN = {"max_output", "context"}
 LEAST_THINKING = 1024
 """The smallest thinking budget that Anthropic takes, tokens."""
 
-
 MEMO_BYTES = 8 * 1024 * 1024
 """Of prompts that are remembered with what was read of them."""
 
 REMEMBERED_BYTES = 32 * 1024
 """Of the longest prompt remembered: to compare a longer one would cost what reading its ends costs."""
-
 
 MAX_APPLICATIONS = 512
 """System prompts that are remembered; of each some kilobytes at most."""
@@ -106,7 +105,9 @@ class Sizer:
     def _application(self, first: bytes) -> str:
         fingerprint = self._applications.get(first)
         if fingerprint is None:
-            fingerprint = self._applications[first] = lengths.application(system_text(first))
+            fingerprint = lengths.application(system_text(first))
+            if fingerprint:  # else it is a client's own words, which will hardly come again
+                self._applications[first] = fingerprint
         return fingerprint
 
 
@@ -172,13 +173,15 @@ class Sizing:
     def shape(self, model: Model) -> Shape:
         """What to set in the request for that model."""
         rules, budget = self.rules, self.budget(model)
-        limit = budget.limit if budget.own else None
         effort = self._effort_for(model)
+        thinking = thinking_tokens(rules.budget.headroom, effort)
+        if model.effort == "thinking" and not LEAST_THINKING <= thinking < (budget.limit or inf):
+            effort = None
         return Shape(
-            limit=limit,
+            limit=budget.limit if budget.own else None,
             effort=effort,
             effort_field=model.effort,
-            thinking_tokens=thinking_tokens(rules.budget.headroom, effort),
+            thinking_tokens=thinking,
             verbosity=rules.verbosity if model.verbosity else None,
             steering=rules.steering,
         )
@@ -272,9 +275,6 @@ class Sizing:
         effort = self.rules.effort
         if effort is None or not model.takes_effort or not self._dialect.takes_effort(self._request, model.effort):
             return None
-        if model.effort == "thinking" and self._request.max_tokens is not None:
-            tokens = thinking_tokens(self.rules.budget.headroom, effort)
-            return effort if LEAST_THINKING <= tokens < self._request.max_tokens else None
         return effort
 
 

@@ -125,12 +125,27 @@ def test_whose_limit_was_met(budget: Budget, usage: Usage, met: bool) -> None:  
     assert sized(a_sizer(a_policy())).met(budget, usage) is met
 
 
-def test_thinking_has_to_fit_a_clients_limit() -> None:
-    """Anthropic's thinking is set only where the client's limit leaves more than it takes."""
-    policy = a_policy('[intents.code]\neffort = "low"', 'features = ["reasoning"]\neffort = "thinking"')
-    sizer, low = a_sizer(policy), BudgetRules().headroom.low
-    efforts = [sized(sizer, max_tokens=limit).shape(the_model(policy)).effort for limit in (low, low + 1)]
-    assert efforts == [None, "low"]
+def test_thinking_has_to_fit_the_limit() -> None:
+    """Anthropic's thinking is set only where the client's limit, or the model's, leaves more than it takes."""
+    low = BudgetRules().headroom.low
+    cases: tuple[tuple[dict[str, Any], int, str | None], ...] = (
+        ({"max_tokens": low}, low * 9, None),
+        ({"max_tokens": low + 1}, low * 9, "low"),
+        ({}, low, None),
+        ({}, low * 9, "low"),
+    )
+    for fields, own, effort in cases:
+        model = f'features = ["reasoning"]\neffort = "thinking"\nmax_output = {own}'
+        policy = a_policy('[intents.code]\neffort = "low"', model)
+        assert sized(a_sizer(policy), **fields).shape(the_model(policy)).effort == effort
+
+
+def test_an_effort_means_its_headroom() -> None:
+    """What an intent sets as effort is what room is left for."""
+    headroom = BudgetRules().headroom
+    for effort in ("low", "medium", "high"):
+        policy = a_policy(f'[intents.code]\neffort = "{effort}"', 'features = ["reasoning"]')
+        assert sized(a_sizer(policy)).budget(the_model(policy)).headroom == getattr(headroom, effort)
 
 
 @pytest.mark.parametrize(
