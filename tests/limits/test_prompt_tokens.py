@@ -19,6 +19,7 @@ from relay.limits.prompt_tokens import (
     estimate_escaped,
     estimate_prompt,
     features,
+    unescaped,
 )
 from relay.limits.shipped import PROMPT_TOKENS
 
@@ -64,6 +65,13 @@ def test_every_script_is_near(text: str, tokens: int) -> None:
 def test_any_bytes_have_a_finite_estimate(data: bytes) -> None:
     """Broken UTF-8 neither fails nor goes far astray: at most three tokens per byte."""
     assert abs(estimate(data)) <= 3 * len(data)
+
+
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from('\\"\n\tnt/u')), st.booleans())
+def test_the_inside_of_a_json_string_is_read_back(text: str, ascii_only: bool) -> None:  # noqa: FBT001 - as below
+    """Whichever escapes are used, and also where a backslash is the text's own."""
+    inside = json.dumps(text, ensure_ascii=ascii_only)[1:-1].encode()
+    assert unescaped(inside) == text.encode()
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=80), st.booleans())
