@@ -124,7 +124,7 @@ class Expectation(msgspec.Struct, frozen=True, gc=False):
     """What is expected of an answer.
 
     Attributes:
-        tokens: the quantile, tokens.
+        tokens: the quantile, tokens; of the lengths that cannot be told apart there, the longest.
         quantile: which one it is, after the cell's slack and widening.
         allowed: share of answers that may be longer, after the slack and before the widening.
         cell: name of the most particular cell that knows anything; empty if only the shipped prior does.
@@ -209,7 +209,7 @@ class Lengths:
         name, cell = self._nearest(place)
         allowed = min((1.0 - quantile) * (cell.slack if extendable else 1.0), 1.0)
         quantile = 1.0 - (allowed * exp(cell.widening) if cell.widening else allowed)
-        return Expectation(cell.believed.quantile(quantile), quantile, allowed, name)
+        return Expectation(cell.believed.bound(quantile), quantile, allowed, name)
 
     def mean(self, place: Place) -> float:
         """Tokens that the answer will have on average."""
@@ -235,7 +235,7 @@ class Lengths:
         Returns:
             Tokens beyond `written`; as many again where no answer as long was ever seen.
         """
-        tokens = self._nearest(place)[1].believed.quantile(quantile, above=written)
+        tokens = self._nearest(place)[1].believed.bound(quantile, above=written)
         return float(written) if tokens == inf else max(tokens - written, 1.0)
 
     def observe(self, place: Place, tokens: int, now: float, *, cut: bool = False) -> None:

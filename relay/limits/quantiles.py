@@ -174,12 +174,19 @@ class Distribution:
         Returns:
             The quantile; `inf` if there is no weight above `above`.
         """
+        return 2.0 * self.bound(q, above=above) / (self._growth + 1.0)
+
+    def bound(self, q: float, *, above: float = 0.0) -> float:
+        """The upper border of the bucket that `quantile` gives the middle of: no value counted in it is larger.
+
+        For limits. Against the middle, values that are all the same would be over it for ever, or never.
+        """
         total = self._sums[-1]
         below = self._below(above)
         if below >= total:
             return inf
         index = bisect_left(self._sums, below + q * (total - below), lo=bisect_right(self._sums, below))
-        return 2.0 * self._growth ** self._buckets[min(index, len(self._buckets) - 1)] / (self._growth + 1.0)
+        return self._growth ** self._buckets[min(index, len(self._buckets) - 1)]
 
     def mean(self) -> float:
         """The mean, each value counted as its bucket's middle."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from math import ceil
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -91,8 +92,15 @@ def test_cells_do_not_leak_into_each_other() -> None:
     """Two applications with the same model keep their own lengths."""
     model = taught([1000] * 300)
     taught([10] * 300, HOME._replace(application="labels"), into=model)
-    assert model.expect(HOME, 0.9).tokens == pytest.approx(1000, rel=0.06)
+    assert 1000 <= model.expect(HOME, 0.9).tokens <= 1000 * 1.11
     assert model.expect(HOME._replace(application="labels"), 0.9).tokens < 15
+
+
+@given(st.integers(1, 100_000))
+def test_answers_that_are_all_alike_fit(tokens: int) -> None:
+    """A cell that only knows one length gives no less than that: it would be too small for ever."""
+    model = taught([tokens] * 40)
+    assert tokens <= ceil(model.expect(HOME, 0.5).tokens) <= ceil(tokens * 1.11)
 
 
 def test_old_answers_fade() -> None:
@@ -235,7 +243,7 @@ def test_merging_keeps_the_wider_and_puts_the_heaviest_last() -> None:
     taught([7], HOME._replace(application="rare"), into=b)
     merged = merge(a.snapshot(NOW), b.snapshot(NOW))
     by_name = {cell.cell: cell for cell in merged}
-    assert by_name[tuple(HOME)].widening < -0.5
+    assert by_name[tuple(HOME)].widening < -0.4
     assert len(by_name) == 7
     weights = [sum(cell.lengths.weights.values()) for cell in merged]
     assert weights == sorted(weights)
