@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from relay.messages import RequestRecord
-from relay.telemetry.events import FLUSH_BYTES, FLUSH_S
+from relay.telemetry.events import FLUSH_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from relay.clock import Clock
+
+FLUSH_BYTES = 32 * 1024
+"""Bytes that may wait to be written."""
 
 _FINGERPRINT_BYTES = 8
 _BY_APPLICATION = 2

@@ -1,7 +1,8 @@
 """One line in the log per finished request: metadata only, as JSON for machines or short and coloured for people.
 
-Lines gather in memory and go out together, at the latest after `FLUSH_S`, because a write each would cost more than
-all else that is done to finish a request. A line that tells of trouble goes out at once, with those before it.
+Finished requests are put aside and written together, at the latest after `FLUSH_S`, because a write each would cost
+more than all else that is done to finish a request, and many lines in a row are made faster than one now and then. A
+line that tells of trouble goes out at once, with those before it.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ LEVELS: tuple[Level, ...] = ("debug", "info", "warning", "error")
 FLUSH_S = 0.2
 """Seconds a line may wait: too short for a person to notice, long enough to gather hundreds under load."""
 
-FLUSH_BYTES = 32 * 1024
-"""Bytes that may wait: what a pipe takes in one write (it holds 64 KiB on Linux)."""
+MAX_WAITING = 64
+"""Lines that may wait. Of half a kilobyte each, they are what a pipe takes in one write (it holds 64 KiB on Linux)."""
 
 LEVEL_OF: dict[Outcome, Level] = {
     Outcome.COMPLETED: "info",
@@ -48,7 +49,7 @@ LEVEL_OF: dict[Outcome, Level] = {
 """How loud an outcome is. What a client brought about is no trouble of the relay's: rejected requests do not shout."""
 
 
-class RequestEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+class RequestEvent(msgspec.Struct, gc=False, omit_defaults=True):
     """The JSON line, field by field; what has nothing to say is left out. docs/operations.md describes each one."""
 
     ts: datetime
@@ -57,7 +58,7 @@ class RequestEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     id: str
     endpoint: str
     status: int
-    outcome: str
+    outcome: Outcome
     duration_s: float
     attempts: int
     stream: bool
@@ -88,16 +89,15 @@ class RequestEvent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 def request_event(record: RequestRecord) -> RequestEvent:
     """The event of a record. Its time is when the request ended; seconds are cut to microseconds."""
-    usage, attempts = record.usage, record.attempts
-    ttft_s = next((attempt.ttft_s for attempt in attempts if attempt.ttft_s is not None), None)
-    return RequestEvent(
+    attempts = record.attempts
+    event = RequestEvent(
         ts=datetime.fromtimestamp(record.at + record.duration_s, UTC),
         level=LEVEL_OF[record.outcome],
         event="request",
         id=record.id,
         endpoint=record.endpoint,
         status=record.status,
-        outcome=record.outcome.value,
+        outcome=record.outcome,
         duration_s=round(record.duration_s, 6),
         attempts=len(attempts),
         stream=record.stream,
@@ -108,23 +108,34 @@ def request_event(record: RequestRecord) -> RequestEvent:
         provider=record.provider,
         upstream_model=record.upstream_model,
         error=record.error,
-        ttft_s=None if record.ttft_s is None else round(record.ttft_s, 6),
-        upstream_ttft_s=None if ttft_s is None else round(ttft_s, 6),
-        prompt_tokens=None if usage is None else usage.prompt_tokens,
-        completion_tokens=None if usage is None else usage.completion_tokens,
-        cached_tokens=0 if usage is None else usage.cached_tokens,
-        reasoning_tokens=0 if usage is None else usage.reasoning_tokens,
-        usage_estimated=usage is not None and usage.estimated,
         finish_reason=record.finish_reason,
-        tried=[f"{attempt.model}: {attempt.error or 'ok'}" for attempt in attempts] if len(attempts) > 1 else [],
-        intent=record.intent,
-        confidence=record.confidence if record.intent else None,
-        budget=None if record.budget is None else record.budget.limit,
-        budget_source="" if record.budget is None else record.budget.source,
-        segments=record.segments if record.segments > 1 else 0,
-        extensions=record.extensions,
-        continuation_prompt_tokens=0 if usage is None else usage.continuation_prompt_tokens,
     )
+    if record.ttft_s is not None:
+        event.ttft_s = round(record.ttft_s, 6)
+    for attempt in attempts:
+        if attempt.ttft_s is not None:
+            event.upstream_ttft_s = round(attempt.ttft_s, 6)
+            break
+    if len(attempts) > 1:
+        event.tried = [f"{attempt.model}: {attempt.error or 'ok'}" for attempt in attempts]
+    usage = record.usage
+    if usage is not None:
+        event.prompt_tokens = usage.prompt_tokens
+        event.completion_tokens = usage.completion_tokens
+        event.cached_tokens = usage.cached_tokens
+        event.reasoning_tokens = usage.reasoning_tokens
+        event.usage_estimated = usage.estimated
+        event.continuation_prompt_tokens = usage.continuation_prompt_tokens
+    if record.intent:
+        event.intent = record.intent
+        event.confidence = record.confidence
+    if record.budget is not None:
+        event.budget = record.budget.limit
+        event.budget_source = record.budget.source
+    if record.segments > 1:
+        event.segments = record.segments
+        event.extensions = record.extensions
+    return event
 
 
 COLOURS: dict[Level, str] = {"debug": "2", "info": "32", "warning": "33", "error": "31"}
@@ -189,27 +200,27 @@ class EventLog:
         self._colour = colour
         self._written_levels = frozenset(LEVELS[LEVELS.index(level) :])
         self._encoder = msgspec.json.Encoder()
-        self._buffer = bytearray()
+        self._waiting: list[RequestRecord] = []
 
     def record(self, record: RequestRecord) -> None:
         """Add a finished request's line."""
         level = LEVEL_OF[record.outcome]
         if level not in self._written_levels:
             return
-        buffer = self._buffer
-        if not buffer:
+        waiting = self._waiting
+        if not waiting:
             self._clock.call_later(FLUSH_S, self.flush)
-        if self._style == "json":
-            self._encoder.encode_into(request_event(record), buffer, -1)
-        else:
-            buffer += console_line(record, colour=self._colour).encode()
-        buffer += b"\n"
-        if level != "info" or len(buffer) >= FLUSH_BYTES:
+        waiting.append(record)
+        if level != "info" or len(waiting) >= MAX_WAITING:
             self.flush()
 
     def flush(self) -> None:
         """Write what waits, if anything does."""
-        if self._buffer:
-            lines = bytes(self._buffer)
-            self._buffer.clear()
-            self._write(lines)
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._write(b"".join(map(self._line, waiting)))
+
+    def _line(self, record: RequestRecord) -> bytes:
+        if self._style == "json":
+            return self._encoder.encode(request_event(record)) + b"\n"
+        return console_line(record, colour=self._colour).encode() + b"\n"

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.messages import AttemptRecord, Budget, Decision, Outcome, RequestRecord, Usage, Wants, Weighed
-from relay.telemetry.decisions import DecisionLog, decode, encode
-from relay.telemetry.events import FLUSH_BYTES, FLUSH_S
+from relay.telemetry.decisions import FLUSH_BYTES, DecisionLog, decode, encode
+from relay.telemetry.events import FLUSH_S
 from tests.fakes import FakeClock
 from tests.telemetry.records import SERVED, record
 
