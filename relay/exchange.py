@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from relay.client import Client
-    from relay.dialects.base import Dialect
+    from relay.dialects.base import Dialect, StreamReader
     from relay.head import Head
     from relay.pipeline import Pipeline
     from relay.policy.compiled import Model, Provider, Route
@@ -361,8 +361,8 @@ class Exchange:
     def _find_route(self, request: ChatRequest) -> Route:
         policy, head, key = self._served.policy, self.head, self.head.key
         route = policy.route_for(request.model, key.name if key else "", head.path, head.fields)
-        shown = request.model[:SHOWN_NAME]
         if route is None:
+            shown = request.model[:SHOWN_NAME]
             raise UnknownModel(f"No route serves the model {shown!r}; GET /v1/models lists what is.", param="model")
         if key is not None and not key.may_use(route.name):
             raise PermissionDenied(f"The key {key.name!r} may not use {route.name!r}.", param="model")
@@ -415,9 +415,8 @@ class Exchange:
         Raises:
             RelayError: none has; the last failure, or why nothing was tried.
         """
-        served, pipeline = self._served, self._pipeline
-        retries = served.policy.retries
-        now = pipeline.clock.now()
+        served, clock = self._served, self._pipeline.clock
+        now = clock.now()
         failure: RelayError | None = None
         too_small: list[Model] = []  # for this prompt
         queue = list(planned_attempts)
@@ -428,33 +427,43 @@ class Exchange:
             model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]
             if (too_small or self._continuation is not None) and not self._may_ask(model, too_small):
                 continue
-            backoff_s = pipeline.rng.uniform(0, planned.backoff_s) if planned.backoff_s else 0.0
-            ready_at = max(now + backoff_s, upstream.not_before)
-            wait_s = ready_at - now
             self._deadline = self._arrived_at + model.timeouts.total_s
-            if wait_s > retries.max_s or now + wait_s >= self._deadline:
+            waits = planned.backoff_s > 0 or upstream.troubled
+            if now >= self._deadline or (waits and not await self._becomes_free(upstream, planned.backoff_s, now)):
                 continue
-            if wait_s > 0:
-                await self._sleep(wait_s)
-                now = max(ready_at, pipeline.clock.now())  # uvloop's timers may run a little early
-            if upstream.unavailable(now):
-                continue
-            race = self._race = self._race_for(request, route)
+            race = self._race = None if route.hedge is None else self._race_for(request, route)
             ended_by = await (
                 self.outcome(self.begin(model))
                 if race is None
                 else race.run(model, queue, usual=self._usual(model, queue))
             )
             self._check_ending()
-            now = pipeline.clock.now()
-            if ended_by is None:
-                if self._continuation is None or not await self._extend(self._continuation, route, queue):
-                    return
-                continue
-            failure = ended_by
-            if not self._may_go_on(failure, too_small):
-                break
+            if ended_by is not None:
+                failure = ended_by
+                if not self._may_go_on(failure, too_small):
+                    break
+            elif self._continuation is None or not await self._extend(self._continuation, route, queue):
+                return
+            now = clock.now()
         self._give_up(failure or _none_left(route, left_out, served.upstreams, now))
+
+    async def _becomes_free(self, upstream: Upstream, backoff_s: float, now: float) -> bool:
+        """Wait until an attempt may begin. False if it may not, or not soon enough.
+
+        Args:
+            upstream: whom it would ask.
+            backoff_s: the longest wait before it.
+            now: seconds on the pipeline's clock.
+        """
+        pipeline = self._pipeline
+        wait_s = pipeline.rng.uniform(0, backoff_s) if backoff_s else 0.0
+        ready_at = max(now + wait_s, upstream.not_before)
+        if ready_at - now > self._served.policy.retries.max_s or ready_at >= self._deadline:
+            return False
+        if ready_at > now:
+            await self._sleep(ready_at - now)
+            now = max(ready_at, pipeline.clock.now())  # uvloop's timers may run a little early
+        return upstream.unavailable(now) is None
 
     def _continuation_for(self, request: ChatRequest) -> Continuation | None:
         """How the answer can go on if it breaks off or meets a limit; None if it cannot."""
@@ -522,8 +531,8 @@ class Exchange:
         return all(_is_larger(model, small) for small in too_small)
 
     def _race_for(self, request: ChatRequest, route: Route) -> Race | None:
-        """A race if this request may be asked twice at a time at all."""
-        if route.hedge is None or self._wants is None or not request.stream or self.head.fields.get(HEDGE) == b"never":
+        """A race if this request, of a route that hedges, may be asked twice at a time at all."""
+        if self._wants is None or not request.stream or self.head.fields.get(HEDGE) == b"never":
             return None
         if self._continuation is not None and self._continuation.so_far is not None:
             return None  # somebody is reading: what two models would write next differs
@@ -570,29 +579,27 @@ class Exchange:
         request = self._request
         if request is None:
             raise AssertionError("an attempt begins behind the request's reading")
-        pipeline, provider, now = self._pipeline, model.provider, self._pipeline.clock.now()
-        continuation = self._continuation
-        tokens = self._wants.prompt_tokens + self._wants.output_tokens if self._wants else 0.0
-        self._begun += 1
-        probe = self._served.upstreams[model.name].start(now, tokens)
-        sizing = self._sizing
+        provider, now = model.provider, self._pipeline.clock.now()
+        sizing, continuation = self._sizing, self._continuation
         budget = sizing.budget(model) if sizing else None
         if continuation is not None and continuation.so_far is not None:
             budget = continuation.budget
-        trial = Trial(model, self._begun, probe, now, hedge=hedge, budget=budget)
+        tokens = self._wants.prompt_tokens + self._wants.output_tokens if self._wants else 0.0
+        upstream = self._served.upstreams[model.name]
+        self._begun += 1
+        trial = Trial(model, self._begun, upstream.start(now, tokens), now, hedge=hedge, budget=budget)
         ended: asyncio.Future[RelayError | None] = asyncio.get_running_loop().create_future()
-        attempt: Attempt
+        reader: StreamReader | None = None
         if request.stream:
             hide_usage = provider.ask_usage and not request.wants_usage
             reader = self.dialect.stream_reader(choices=request.choices, hide_usage=hide_usage)
-            if continuation is None:
-                attempt = StreamAttempt(self, trial, ended, reader)
-            else:
-                attempt = continuation.attempt(self, trial, ended, reader)
-        elif continuation is None:
-            attempt = AnswerAttempt(self, trial, ended)
+        attempt: Attempt
+        if continuation is not None:
+            attempt = continuation.attempt(self, trial, ended, reader)
+        elif reader is not None:
+            attempt = StreamAttempt(self, trial, ended, reader)
         else:
-            attempt = continuation.attempt(self, trial, ended, None)
+            attempt = AnswerAttempt(self, trial, ended)
         if not hedge:
             self._attempt = attempt
         shape = sizing.shape(model) if sizing else None
@@ -606,9 +613,10 @@ class Exchange:
         if continuation is not None:
             body = continuation.body(body, model)
         endpoint = self._served.endpoints[provider.name]
-        attempt.call = pipeline.transport.send(UpstreamRequest(endpoint, self._forwarded(provider), body), attempt)
+        sent = UpstreamRequest(endpoint, self._forwarded(provider), body)
+        attempt.call = self._pipeline.transport.send(sent, attempt)
         if request.stream:
-            self._served.upstreams[model.name].asked(now)
+            upstream.asked(now)
         if self._paused:
             attempt.pause()
         return attempt
