@@ -55,17 +55,16 @@ class Upstream:
         not_before: when it may be asked again after a Retry-After, seconds on the pipeline's clock.
         asked_at: when an attempt last began; minus infinity if none has.
         speed: how fast and how surely it answers; None if that matters to no route.
-        outlook: the same as a decision wants it, as of the last observation or the last look at what is awaited.
     """
 
-    __slots__ = ("_before", "_prefixes", "_rooms", "asked_at", "not_before", "outlook", "speed", "state")
+    __slots__ = ("_before", "_outlook", "_prefixes", "_rooms", "asked_at", "not_before", "speed", "state")
 
     def __init__(self, expected: Expectation | None = None, *, watched: bool = False) -> None:
         self.state = breaker.CLOSED
         self.not_before = 0.0
         self.asked_at = float("-inf")
         self.speed: Speed | None = None
-        self.outlook = _NO_OUTLOOK
+        self._outlook: Outlook | None = None  # None if something was observed since it was worked out
         self._before: SpeedSnapshot | None = None  # its speed when that mattered last, should it matter again
         self._rooms: dict[str, tuple[float, float]] = {}  # kind -> what is left, until when that holds
         self._prefixes: dict[bytes, float] = {}  # fingerprint -> when it was last sent, the oldest first
@@ -77,7 +76,7 @@ class Upstream:
         if self.speed is None:
             unseen = Speed(ttft_s=expected.ttft_s, tokens_per_s=expected.tokens_per_s)
             self.speed = unseen if self._before is None else Speed.restore(self._before)
-            self.outlook = outlook(self.speed)
+            self._outlook = None
 
     # --- what decisions ask; see relay.policy.decide.Standing ---
 
@@ -104,8 +103,15 @@ class Upstream:
     def expect(self, now: float) -> Outlook:
         """What to expect of it if it is asked at `now`; attempts that wait too long count before they end."""
         if self.speed is not None and self.speed.look(now):
-            self.outlook = outlook(self.speed)
+            self._outlook = None
         return self.outlook
+
+    @property
+    def outlook(self) -> Outlook:
+        """The same as of the last observation, or the last look at what is awaited."""
+        if self._outlook is None:
+            self._outlook = _NO_OUTLOOK if self.speed is None else outlook(self.speed)
+        return self._outlook
 
     @property
     def strained(self) -> bool:
@@ -197,13 +203,13 @@ class Upstream:
         """A stream that was asked for at `asked_at` has its first output."""
         if self.speed is not None:
             self.speed.begun(asked_at, now)
-            self.outlook = outlook(self.speed)
+            self._outlook = None
 
     def left(self, asked_at: float, now: float) -> None:
         """A stream was given up while it waited for its first output."""
         if self.speed is not None:
             self.speed.left(asked_at, now)
-            self.outlook = outlook(self.speed)
+            self._outlook = None
 
     def refused(self, asked_at: float) -> None:
         """An attempt ended because its request is wrong."""
@@ -214,19 +220,19 @@ class Upstream:
         """An attempt failed before its first output."""
         if self.speed is not None:
             self.speed.failed(asked_at, now)
-            self.outlook = outlook(self.speed)
+            self._outlook = None
 
     def ended(self, *, tokens: int, output_s: float, truncated: bool, now: float) -> None:
         """A stream is over: its `tokens` came within `output_s` seconds behind the first output."""
         if self.speed is not None:
             self.speed.ended(tokens=tokens, output_s=output_s, truncated=truncated, now=now)
-            self.outlook = outlook(self.speed)
+            self._outlook = None
 
     def whole(self, duration_s: float, *, tokens: int, now: float) -> None:
         """An answer that was no stream came after `duration_s` seconds."""
         if self.speed is not None:
             self.speed.whole(duration_s, tokens=tokens, now=now)
-            self.outlook = outlook(self.speed)
+            self._outlook = None
 
     def remember(self, prefixes: Sequence[tuple[bytes, int]], now: float) -> None:
         """It was sent a prompt that begins so; its provider may now have it in its cache."""
@@ -246,7 +252,7 @@ class Upstream:
         self._before = snapshot
         if self.speed is not None:
             self.speed = Speed.restore(snapshot)
-            self.outlook = outlook(self.speed)
+            self._outlook = None
 
 
 def outlook(speed: Speed) -> Outlook:

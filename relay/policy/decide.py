@@ -64,12 +64,14 @@ class Standing(Protocol):
     """A model's live state.
 
     Attributes:
-        outlook: what was last expected of it.
         asked_at: when an attempt last began, seconds on the clock of `now`.
     """
 
-    outlook: Outlook
     asked_at: float
+
+    @property
+    def outlook(self) -> Outlook:
+        """What was last expected of it."""
 
     def refuses(self, tokens: float, now: float) -> str | None:
         """Why a request of that many tokens, answer included, is not to be sent at `now`; None if it may be."""
