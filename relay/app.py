@@ -14,9 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from relay.admission import body_too_large
 from relay.dialects import DIALECTS
 from relay.errors import AuthenticationFailed, InvalidRequest, RelayError
-from relay.exchange import CHAT_DIALECT, body_too_large
+from relay.exchange import CHAT_DIALECT
 from relay.head import Head
 
 if TYPE_CHECKING:

@@ -13,29 +13,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from itertools import chain
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from relay.admission import check_head, find_route, read_request
 from relay.attempt import NO_HEADERS, OK, AnswerAttempt, Attempt, PartAttempt, SegmentAttempt, StreamAttempt, Trial
 from relay.continuation import Continuation
 from relay.dialects import DIALECTS
 from relay.errors import (
-    AuthenticationFailed,
     ClientGone,
-    CrossSiteRequest,
     DeadlineExceeded,
-    HeadersTooLarge,
     InternalError,
     InvalidRequest,
-    LimitExceeded,
-    PermissionDenied,
     RelayError,
     RequestTimeout,
-    RequestTooLarge,
     ShuttingDown,
     Unavailable,
-    UnknownModel,
     UpstreamRefused,
     may_retry,
 )
@@ -56,11 +49,10 @@ from relay.messages import (
 )
 from relay.policy.decide import Chooser, schedule
 from relay.race import Race
+from relay.reservation import Reservation
 from relay.sizing import described
-from relay.stores.base import Ask, Lease, Refusal
 from relay.upstreams import PASSING
 from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
-from relay.wire.splice import is_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,17 +72,11 @@ LINGER_S = 2.0
 BODY_TIMEOUT_S = 60.0
 """How long a request's body may take to arrive."""
 
-LEASE_MARGIN_S = 60.0
-"""A lease outlives the longest answer by this much."""
-
 ANSWER_TOKENS = 1024
 """What is reserved for an answer without a limit; 97 of 100 answers are shorter."""
 
 HEDGE = b"x-relay-hedge"
 """Header by which a client says `never`: its request must not be sent twice at a time."""
-
-SHOWN_NAME = 80
-"""Characters of a model name that are repeated in an error; a client may send anything as one."""
 
 CHAT_DIALECT = "openai"
 """What clients of /v1/chat/completions speak."""
@@ -126,12 +112,11 @@ class Exchange:
         "_drain_until",
         "_ending",
         "_kept_alive_at",
-        "_lease",
-        "_more_leases",
         "_paused",
         "_pipeline",
         "_race",
         "_request",
+        "_reservation",
         "_route",
         "_running",
         "_served",
@@ -175,8 +160,7 @@ class Exchange:
         self._paused = False
         self._ending: RelayError | None = None  # why it is to end, if it is not for an upstream's sake
         self._sleeping: asyncio.Future[None] | None = None
-        self._lease: Lease | None = None
-        self._more_leases: tuple[Lease, ...] = ()  # for continuations
+        self._reservation: Reservation | None = None  # where the key has limits
 
     # --- what the runtime tells ---
 
@@ -200,7 +184,7 @@ class Exchange:
             if self._pipeline.draining:
                 raise ShuttingDown("The relay is shutting down; try again.", retry_after_s=1)
             if not known:
-                self._check_headers()
+                check_head(self.head, self._served)
         except RelayError as error:
             self.refuse(error)
             return False
@@ -212,9 +196,10 @@ class Exchange:
         Raises:
             RelayError: as the request would be refused before anything is decided.
         """
-        self._check_headers()
-        request = self._read(body)
-        route = self._find_route(request)
+        policy = self._served.policy
+        check_head(self.head, self._served)
+        request = read_request(body, self.dialect, policy.requests)
+        route = find_route(request, self.head, policy)
         chooser = Chooser(route, self._served.upstreams)  # of its own: explorations are for requests that are sent
         self._sizing = self._size(request)
         self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key, self._sizing)
@@ -247,7 +232,8 @@ class Exchange:
                 self._answer_error(error)
             usage = self._usage()
             try:
-                await self._settle(usage)
+                if self._reservation is not None:
+                    await self._reservation.settle(usage.total_tokens if usage else 0)
             finally:
                 self._close(error, usage)
 
@@ -312,94 +298,33 @@ class Exchange:
 
     # --- the story ---
 
-    def _check_headers(self) -> None:
-        """Whether this client may ask at all."""
-        policy, head = self._served.policy, self.head
-        size = sum(map(len, chain.from_iterable(head.headers)))
-        if size > policy.requests.max_header_bytes:
-            raise HeadersTooLarge(
-                f"The request's headers have {size} bytes; {policy.requests.max_header_bytes} are allowed."
-            )
-        scheme, _, presented = head.fields.get(b"authorization", b"").partition(b" ")
-        if presented and scheme.lower() == b"bearer":
-            head.key = self._served.key_for(presented.strip())
-        if head.key is None and not policy.open:
-            raise AuthenticationFailed(
-                "The API key is not known here." if presented else "No API key: send `Authorization: Bearer KEY`."
-            )
-        if head.key is None and b"origin" in head.fields:
-            self._check_page()
-
-    def _check_page(self) -> None:
-        """Browsers let any page send a form or plain text anywhere; JSON they send only after asking, and hear no."""
-        if not self.head.fields.get(b"content-type", b"").startswith(b"application/json"):
-            raise CrossSiteRequest("Without a key, a web page may ask only with `content-type: application/json`.")
-
     async def _serve(self, body: bytes) -> None:
-        request = self._request = self._read(body)
-        route = self._route = self._find_route(request)
+        policy = self._served.policy
+        request = self._request = read_request(body, self.dialect, policy.requests)
+        route = self._route = find_route(request, self.head, policy)
         self._sizing = self._size(request)
         planned, left_out = self._plan(request, route, self._pipeline.clock.now())
-        self._lease = await self._reserve(request, route, planned)
-        self._check_ending()
+        key, pipeline = self.head.key, self._pipeline
+        if key is not None and key.limits != _NO_LIMITS:
+            reservation = Reservation(key, pipeline.store, pipeline.clock, longest_s=route.longest_s)
+            self._reservation = reservation
+            await reservation.take(self._tokens_for(request, route, planned))
+            self._check_ending()
         await self._try_candidates(request, route, planned, left_out)
-
-    def _read(self, body: bytes) -> ChatRequest:
-        limits = self._served.policy.requests
-        if len(body) > limits.max_body_bytes:
-            raise body_too_large(limits.max_body_bytes)
-        request = self.dialect.parse_request(body)
-        messages = len(request.turns)
-        if messages > limits.max_messages:
-            raise InvalidRequest(
-                f"The request has {messages} messages; {limits.max_messages} are allowed.", param="messages"
-            )
-        if is_deeper(body, limits.max_json_depth):
-            raise InvalidRequest(f"The request's JSON is nested deeper than {limits.max_json_depth} levels.")
-        return request
-
-    def _find_route(self, request: ChatRequest) -> Route:
-        policy, head, key = self._served.policy, self.head, self.head.key
-        route = policy.route_for(request.model, key.name if key else "", head.path, head.fields)
-        if route is None:
-            shown = request.model[:SHOWN_NAME]
-            raise UnknownModel(f"No route serves the model {shown!r}; GET /v1/models lists what is.", param="model")
-        if key is not None and not key.may_use(route.name):
-            raise PermissionDenied(f"The key {key.name!r} may not use {route.name!r}.", param="model")
-        return route
 
     def _size(self, request: ChatRequest) -> Sizing | None:
         """What the request is after, and how much it may take."""
         sizer, key = self._served.sizer, self.head.key
         return None if sizer is None else sizer.size(request, self.dialect, key.name if key else "")
 
-    async def _reserve(self, request: ChatRequest, route: Route, planned: Sequence[Planned]) -> Lease | None:
-        """Take prompt and answer from the key's limits before anything is sent.
-
-        What is taken is what the first model to be asked may use; what any other one uses more is settled at the end.
-        """
-        key, sizing = self.head.key, self._sizing
-        if key is None or key.limits == _NO_LIMITS:
-            return None
+    def _tokens_for(self, request: ChatRequest, route: Route, planned: Sequence[Planned]) -> int:
+        """What to reserve: what the first model to be asked may use. If another one uses more, the end settles it."""
+        sizing = self._sizing
         if sizing is None or sizing.rules.budget.mode == "off":
             answer = ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
-            tokens = len(request.body) // BYTES_PER_TOKEN + max(0, answer) * request.choices
-        else:
-            first = self._served.policy.models[planned[0].model] if planned else route.candidates[0]
-            tokens = sizing.prompt_tokens(first.name) + max(0, sizing.budget(first).reserve)
-        ask = Ask(
-            key=key.name,
-            limits=key.limits,
-            tokens=tokens,
-            ttl_s=route.longest_s + LEASE_MARGIN_S,
-        )
-        verdict = await self._pipeline.store.reserve(ask, self._pipeline.clock.now())
-        if isinstance(verdict, Refusal):
-            raise LimitExceeded(
-                f"The key {key.name!r} has used up its {verdict.limit} ({verdict.allowed}).",
-                retry_after_s=verdict.retry_after_s,
-            )
-        return verdict
+            return len(request.body) // BYTES_PER_TOKEN + max(0, answer) * request.choices
+        first = self._served.policy.models[planned[0].model] if planned else route.candidates[0]
+        return sizing.prompt_tokens(first.name) + max(0, sizing.budget(first).reserve)
 
     async def _try_candidates(
         self, request: ChatRequest, route: Route, planned_attempts: Sequence[Planned], left_out: Mapping[str, str]
@@ -442,7 +367,7 @@ class Exchange:
                 failure = ended_by
                 if not self._may_go_on(failure, too_small):
                     break
-            elif self._continuation is None or not await self._extend(self._continuation, route, queue):
+            elif self._continuation is None or not await self._extend(self._continuation, queue):
                 return
             now = clock.now()
         self._give_up(failure or _none_left(route, left_out, served.upstreams, now))
@@ -473,7 +398,7 @@ class Exchange:
             return None
         return Continuation(request, self.dialect, sizing, recover=recover)
 
-    async def _extend(self, continuation: Continuation, route: Route, queue: list[Planned]) -> bool:
+    async def _extend(self, continuation: Continuation, queue: list[Planned]) -> bool:
         """Whether an answer that ended goes on, because it did so at the relay's own limit; if not, it has been sent.
 
         It goes on with the same model, which has read the prompt; if that fails, with whoever is next.
@@ -483,7 +408,8 @@ class Exchange:
             return False
         usage = attempt.usage or self._estimated_usage(attempt)
         grant = continuation.grant(attempt, usage)
-        if grant and await self._reserve_more(route, usage.prompt_tokens + usage.completion_tokens + grant):
+        tokens = usage.prompt_tokens + usage.completion_tokens + grant
+        if grant and (self._reservation is None or await self._reservation.take_more(tokens)):
             self._check_ending()
             continuation.extend(attempt, usage, grant)
             queue.insert(0, Planned(attempt.trial.model.name, 1))
@@ -492,23 +418,6 @@ class Exchange:
             attempt = self._attempt = continuation.last  # what the client wants is one text
         attempt.release(usage)
         return False
-
-    async def _reserve_more(self, route: Route, tokens: int) -> bool:
-        """Take a continuation from the key's limits. False if they do not allow it."""
-        key = self.head.key
-        if key is None or key.limits.tokens_per_min is None:
-            return True
-        ask = Ask(
-            key=key.name,
-            limits=KeyLimits(tokens_per_min=key.limits.tokens_per_min),
-            tokens=tokens,
-            ttl_s=route.longest_s + LEASE_MARGIN_S,
-        )
-        verdict = await self._pipeline.store.reserve(ask, self._pipeline.clock.now())
-        if isinstance(verdict, Refusal):
-            return False
-        self._more_leases += (verdict,)
-        return True
 
     def _give_up(self, failure: RelayError) -> None:
         """Nobody is left to ask: end what the client has a part of, or tell the failure.
@@ -794,18 +703,10 @@ class Exchange:
             estimated=True,
         )
 
-    async def _settle(self, usage: Usage | None) -> None:
-        """Give back what was reserved and not used."""
-        if self._lease is not None:
-            spent = usage.total_tokens if usage else 0
-            await self._pipeline.store.settle(self._lease, spent, self._pipeline.clock.now())
-            for lease in self._more_leases:
-                await self._pipeline.store.settle(lease, 0, self._pipeline.clock.now())
-
-    def _learn(self, attempt: Attempt, usage: Usage, error: RelayError | None) -> bool:
+    def _learn(self, sizing: Sizing, attempt: Attempt, usage: Usage, error: RelayError | None) -> bool:
         """Let what the answer was be known to those that set budgets. True if the relay's own ended it."""
-        sizing, budget = self._sizing, attempt.trial.budget
-        if sizing is None or budget is None:
+        budget = attempt.trial.budget
+        if budget is None:
             return False
         at_limit = attempt.finish_reason == "length"
         cut = at_limit or (error is not None and attempt.finish_reason is None)
@@ -825,7 +726,9 @@ class Exchange:
             first_at = continuation.began_at or first_at
         model = attempt.trial.model if attempt is not None and attempt.committed else None
         finish_reason = attempt.finish_reason if attempt is not None else None
-        met_budget = attempt is not None and usage is not None and self._learn(attempt, usage, error)
+        met_budget = False
+        if sizing is not None and attempt is not None and usage is not None:
+            met_budget = self._learn(sizing, attempt, usage, error)
         if error is not None:
             outcome = error.outcome
         elif finish_reason == "length":
@@ -862,11 +765,6 @@ class Exchange:
         # These know this exchange: no cycles are left for the collector.
         self._attempt = self._race = self._continuation = None
         self._pipeline.close_exchange(self, record)
-
-
-def body_too_large(limit: int) -> RequestTooLarge:
-    """For a body of more than `limit` bytes, however much of it was read."""
-    return RequestTooLarge(f"The request's body is larger than {limit} bytes.")
 
 
 def _is_larger(model: Model, small: Model) -> bool:

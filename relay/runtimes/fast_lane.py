@@ -18,8 +18,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from relay.admission import body_too_large
 from relay.app import CHAT_PATH
-from relay.exchange import body_too_large
 from relay.head import Head
 from relay.runtimes.http_server import BoundedProtocol
 from relay.wire.http1 import LAST_CHUNK, response_head
