@@ -79,6 +79,10 @@ class _Delta(msgspec.Struct, gc=False):
         return size
 
 
+_SILENT = (_Delta(), _Delta(content=""))
+"""How most streams begin and end: no output at all."""
+
+
 class _Choice(msgspec.Struct, gc=False):
     index: int = 0
     delta: _Delta | None = None
@@ -562,6 +566,8 @@ class ChatStreamReader:
             text = delta.content
             if text and text.__class__ is str:
                 size = len(text)
+            elif delta in _SILENT:
+                continue
             else:
                 size = delta.size()
                 self.reasoning_chars += delta.reasoning_size() if size else 0
