@@ -624,12 +624,12 @@ class Exchange:
         attempt.head = NO_HEADERS  # not to be held for as long as the stream lasts
         if self._status:
             return
-        timing = (trial.started_at - self._arrived_at, attempt.committed_at - trial.started_at)
+        relay_ms, upstream_ms = (trial.started_at - self._arrived_at) * 1000, (now - trial.started_at) * 1000
         headers = self._answer_head(stream=length is None)
         headers += (
             (b"x-relay-model", trial.model.name.encode()),
             (b"x-relay-attempts", b"%d" % self._begun),
-            (b"server-timing", b"relay;dur=%.1f, upstream;dur=%.1f" % (timing[0] * 1000, timing[1] * 1000)),
+            (b"server-timing", b"relay;dur=%.1f, upstream;dur=%.1f" % (relay_ms, upstream_ms)),
         )
         sizing, budget = self._sizing, trial.budget
         if sizing is not None and budget is not None:
