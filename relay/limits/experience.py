@@ -57,8 +57,10 @@ class Experience:
         if not self.reasoning.empty:
             thinking = _thinking(place, request)
             thought = self.reasoning.expect(thinking, budgets.HEADROOM_QUANTILE)
-            hidden = thought.tokens if thought.cell else 0.0
-            trusted = self.reasoning.count_within(thinking[:2], budgets.NOISE) >= TRIAL
+            silent = self.reasoning.count_within(thinking[:2], budgets.NOISE)
+            if not silent and len(thought.cell) > 1:  # what other models need says nothing of this one
+                hidden = thought.tokens
+            trusted = silent >= TRIAL
         return budgets.budget(rules, request, expected, hidden=hidden, trusted=trusted)
 
     def extension(

@@ -215,3 +215,18 @@ def test_a_model_of_which_nothing_is_said() -> None:
     for one in (experience, restored):
         answer(one, request, hidden=300, visible=50, now=NOW)
         assert one.budget(RULES, request, HOME).headroom >= RULES.headroom.medium
+
+
+@pytest.mark.parametrize("reasons", [False, None])
+def test_what_others_think_says_nothing_of_a_model(reasons: bool | None) -> None:  # noqa: FBT001 - a case
+    """A model that was never seen to reason pays nothing for those that do, in a policy that has both."""
+    experience = Experience()
+    others, quiet = Request(100, reasons=True), Request(100, reasons=reasons)
+    thinker, other = HOME._replace(model="another"), HOME._replace(model="other")
+    for _ in range(TRIAL):
+        for place, request, hidden in ((thinker, others, 1500), (other, quiet, 0)):
+            budget = experience.budget(RULES, request, place)
+            experience.observe(RULES, request, place, budget, NOW, visible=50, hidden=hidden)
+    assert experience.budget(RULES, others, thinker).headroom == RULES.headroom.medium
+    assert experience.budget(RULES, quiet, other).headroom == 0
+    assert experience.budget(RULES, Request(100), HOME).headroom == 0
