@@ -116,8 +116,10 @@ class Continuation:
         limit = budget.limit if self.so_far is None else self._left
         if not sizing.met(replace(budget, limit=limit), usage):
             return 0
-        if usage.reasoning_tokens >= usage.completion_tokens > 0:  # more than was set aside for it, if anything was
-            budget = replace(budget, headroom=max(budget.headroom, 2 * usage.reasoning_tokens))
+        thought = usage.reasoning_tokens  # and it will think again
+        if thought >= usage.completion_tokens:  # more than was set aside for it, if anything was
+            thought *= 2
+        budget = replace(budget, headroom=max(budget.headroom, thought))
         total = self.so_far.usage.continued(usage) if self.so_far else usage
         written = total.completion_tokens - total.reasoning_tokens
         return sizing.extension(attempt.trial.model, budget, written=written, number=self.extensions + 1)

@@ -267,6 +267,16 @@ async def test_budget_that_went_into_reasoning_is_not_the_end(scene):
     assert (record.outcome, record.finish_reason) == (Outcome.COMPLETED, "stop")
 
 
+async def test_model_that_thinks_again_has_room_for_it(scene):
+    """What one segment spent on reasoning comes on top of what the next one is granted, said in the policy or not."""
+    async with scene(model(words=2000, hidden=199), budgets={**BUDGETS, "floor": 300}) as (relay, [upstream]):
+        await asked(relay)
+    first, *others = limits(upstream)
+    assert 199 < first < 2000
+    assert others
+    assert min(others) >= 300 + 199
+
+
 async def test_whoever_won_the_race_goes_on(front):
     """Of two models that were asked at a time, the one that answers is asked for the rest, and alone."""
     clock = FakeClock()
