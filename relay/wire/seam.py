@@ -113,6 +113,9 @@ class Seam:
         if not last and (len(held) < LEAD_CHARS + ANCHOR_CHARS or held.strip() in text):
             self._searched = len(held)
             return None
+        said = held.strip()
+        if len(said) > ANCHOR_CHARS and said in text:  # begun further up, and cut before the text's end
+            return len(held)
         return self._last_words()
 
     def _last_words(self) -> int:

@@ -69,6 +69,14 @@ def test_answer_begun_anew_is_dropped_up_to_its_end(text, more, start, cuts):
     assert joined(text, text[start:] + more, anchored=True, cuts=cuts) == text + more
 
 
+def test_answer_begun_anew_and_cut_before_its_end_adds_nothing():
+    """A model that repeats what the text says, and meets its limit on the way, has said nothing new."""
+    text = " ".join(f"Sentence {number} is not the one before." for number in range(20))
+    for start in (0, text.index("Sentence 9")):
+        assert joined(text, text[start : start + 3 * LEAD_CHARS], anchored=True) == text
+    assert joined(f"{text} Is it?", " the one before", anchored=True) == f"{text} Is it? the one before"
+
+
 def test_place_that_the_model_passes_on_its_way_is_not_the_seam():
     """Where the same words stand twice in the text, a model that begins further up is followed past the first."""
     verse = "and then he went home, as he always did when it was late in the day. "
