@@ -38,9 +38,10 @@ bench-routing: $(INSTALLED)  ## Routing against LiteLLM's Router and others, sim
 	python -m bench.routing --output bench/results/routing.json --plot docs/img/routing.svg
 	python -m bench.routing_sockets --output bench/results/routing_sockets.json --plot docs/img/routing-sockets.svg
 
-eval: $(INSTALLED)  ## What learned budgets save, on real prompts and answers; about five minutes.
+eval: $(INSTALLED)  ## What learned budgets save, on real prompts and answers, replayed and over sockets; about five minutes.
 	python -m bench.budgets --prompts ../shared/data/prompts.jsonl.gz --output bench/results/budgets.json
 	python -m bench.budget_plots bench/results/budgets.json docs/img
+	python -m bench.budgets_live --prompts ../shared/data/prompts.jsonl.gz --output bench/results/budgets_live.json
 
 lock:  ## Write the lock files anew from pyproject.toml.
 	scripts/lock
