@@ -39,7 +39,9 @@ def test_budgets_learn_from_the_log() -> None:
     assert report.answers == 1000
     assert report.recorded.met == pytest.approx(0.025, abs=0.01)
     assert report.recorded.granted == 400
-    assert report.expected.met == pytest.approx(0.1, abs=0.03)
+    assert (
+        0.04 <= report.expected.met <= 0.11
+    )  # a budget holds all of its bucket, so it is met less often rather than more
     assert report.expected.granted < 350
     assert report.expected.used == report.recorded.used
 

@@ -50,10 +50,11 @@ def test_answers_are_counted_by_what_they_weigh() -> None:
 
 
 def test_budgets_that_are_too_small_show() -> None:
-    """A cell whose answers suddenly become longer says how many were over budget, and that it widens."""
+    """A cell whose answers become longer and longer says how many were over budget, and that it widens."""
     pupil = pipeline()
     teach(pupil, answers=50, tokens=100)
-    teach(pupil, answers=10, tokens=2000)
+    for number in range(10):
+        teach(pupil, answers=1, tokens=round(200 * 1.5**number))
     report = reported(pupil.experience.snapshot(NOW), NOW)["answers"]
     (home,) = rows(report, intent=HOME.kind, model="first", key="team-a")
     assert 0.1 < home["over_budget"] < 0.25
