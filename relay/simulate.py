@@ -35,7 +35,7 @@ LOAD_OVER_S = 5.0
 """Time over which the load of a place is taken."""
 
 
-class Place(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model as it is served somewhere.
 
     Attributes:
@@ -55,7 +55,7 @@ class Place(msgspec.Struct, frozen=True):
     from_s: float = 0.0
 
 
-class Weather(msgspec.Struct, frozen=True):
+class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What happens to a place for a while.
 
     Attributes:
@@ -75,7 +75,7 @@ class Weather(msgspec.Struct, frozen=True):
     factor: float
 
 
-class World(msgspec.Struct, frozen=True):
+class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a run happens in.
 
     Attributes:

@@ -259,10 +259,11 @@ def test_explain_says_what_a_request_is_for(tmp_path) -> None:
 
 
 def test_explain_says_what_is_wrong(tmp_path) -> None:
-    """A request that no route serves, a body that is none, and a key that is not there."""
+    """A request that no route serves, a body that is none, a key that is not there, and a header without a value."""
     assert "No route" in explain(tmp_path, model="other").output
     assert explain(tmp_path, messages=3).exit_code == 1
     assert explain(tmp_path, "--key", "nobody").exit_code == 2
+    assert "'x-relay-prefer:cost' is not NAME=VALUE" in explain(tmp_path, "--header", "x-relay-prefer:cost").output
 
 
 WORLD = """\
@@ -276,7 +277,7 @@ places = [
 
 
 def test_simulate(tmp_path) -> None:
-    """Says what a policy makes of a world; one whose places are not the route's models is refused."""
+    """Says what a policy makes of a world; one with other places than the route's models, or misspelt, is refused."""
     (tmp_path / "p.toml").write_text(EXPLAINED)
     run = ["simulate", "-", "--policy", str(tmp_path), "--route"]
     shown = json.loads(CliRunner().invoke(main, [*run, "auto", "--format", "json"], input=WORLD).stdout)
@@ -286,6 +287,13 @@ def test_simulate(tmp_path) -> None:
     assert CliRunner().invoke(main, [*run, "other"], input=WORLD).exit_code == 2
     assert CliRunner().invoke(main, [*run, "cheap"], input=WORLD).exit_code == 1
     assert CliRunner().invoke(main, [*run, "auto"], input="seconds = 3").exit_code == 1
+    storm = '[[weather]]\nplace = "chaep"\nkind = "slow"\nfrom_s = 0\nuntil_s = 9\nfactor = 2\n'
+    assert (
+        "weather at chaep, its places are cheap, dear"
+        in CliRunner().invoke(main, [*run, "auto"], input=WORLD + storm).output
+    )
+    (tmp_path / "world").write_text(f"output_token = 9\n{WORLD}")
+    assert "`output_token`" in relay("simulate", tmp_path / "world", *run[2:], "auto").output
 
 
 def decided(tmp_path: Path, count: int = 5, **changes: Any) -> str:
@@ -358,6 +366,12 @@ def test_budgets_says_what_was_learned(state: Path, monkeypatch: pytest.MonkeyPa
     assert "cells more; --format json lists them" in table
     assert "Hidden reasoning, tokens: nothing yet." in table
     assert re.search(r"first +x 1\.\d\d ", table)
+
+
+def test_a_table_for_a_pipe_is_not_folded(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `less` or a file is given has each cell on one line, as far as nobody says how wide it may be."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert re.search(r"factual_qa +first +team-39 +f00d +40 ", relay("budgets", state).stdout)
 
 
 def test_budgets_says_what_is_wrong(state: Path, tmp_path: Path) -> None:

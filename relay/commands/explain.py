@@ -52,6 +52,8 @@ def explain(file: BinaryIO, folder: Path, key_name: str, headers: tuple[str, ...
     key = next((key for keys in policy.keys.values() for key in keys if key.name == key_name), None)
     if key_name and key is None:
         raise click.BadParameter(f"the policy has no key {key_name!r}", param_hint="--key")
+    if wrong := [text for text in headers if not text.partition("=")[1]]:
+        raise click.BadParameter(f"{wrong[0]!r} is not NAME=VALUE", param_hint="--header")
     fields = {name.lower().encode(): value.encode() for name, _, value in (text.partition("=") for text in headers)}
     try:
         shown = _explained(policy, key, fields, file.read(), random.Random(seed))  # noqa: S311 - nothing to guess

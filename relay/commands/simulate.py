@@ -45,6 +45,10 @@ def simulate(file: BinaryIO, folder: Path, route_name: str, seed: int, shape: st
         raise click.ClickException(
             f"the route's models are {', '.join(sorted(models))}, the world's places {', '.join(sorted(places))}"
         )
+    if nowhere := {weather.place for weather in world.weather} - places:
+        raise click.ClickException(
+            f"the world has weather at {', '.join(sorted(nowhere))}, its places are {', '.join(sorted(places))}"
+        )
     results = run_world(world, seed, lambda upstreams: Relay(route, upstreams, seed), attempts=route.attempts)
     served = Counter(result.place or "nobody" for result in results)
     shown = {**figures(results), "served_by": dict(served.most_common())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -12,9 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+WIDE = 200
+"""Columns of what is no terminal: a table that goes to a file or a pipe is not to be folded for a screen."""
+
+
 def console() -> Console:
     """The standard output, where text means itself: names may have brackets."""
-    return Console(highlight=False, markup=False)
+    made = Console(highlight=False, markup=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = WIDE
+    return made
 
 
 def table(columns: Iterable[str], *, title: str | None = None) -> Table:

@@ -484,7 +484,7 @@ class _Compiler:
                     written[at],
                     f"{smaller} is {values[smaller]:g}, but {larger} is {values[larger]:g}"
                     f"{f' ({self._tables.place(written[larger])})' if larger in written else ', its default'}; "
-                    f"allowed is a {smaller} of at most {larger}",
+                    f"allowed is {smaller} up to {larger}",
                 )
         return values
 

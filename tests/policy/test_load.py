@@ -298,11 +298,11 @@ SAID = [
     (PROVIDER + 'headers = { x-a = "1" }\nforward_headers = ["X-A"]', ["12: error: providers.two.forward_headers[0]: X-A has a fixed value in headers"]),
     (PROVIDER + 'forward_headers = ["te"]', ['11: error: providers.two.forward_headers[0]: found "te"; this header belongs to the client\'s own connection and is never passed on']),
     # durations that contradict each other
-    ("timeouts = { first_token_s = 9, total_s = 8 }", ["8: error: models.small.timeouts.first_token_s: first_token_s is 9, but total_s is 8 (p:8); allowed is a first_token_s of at most total_s"]),
-    ("timeouts.silence_s = 601", ["8: error: models.small.timeouts.silence_s: silence_s is 601, but total_s is 600, its default; allowed is a silence_s of at most total_s"]),
-    (PROVIDER + 'timeouts.first_token_s = 50\n[models.large]\nprovider = "two"\ntimeouts.total_s = 40', ["14: error: models.large.timeouts.total_s: first_token_s is 50, but total_s is 40 (p:14); allowed is a first_token_s of at most total_s"]),
-    (PROVIDER + 'timeouts.first_token_s = 700\n[models.large]\nprovider = "two"', ["11: error: providers.two.timeouts.first_token_s: first_token_s is 700, but total_s is 600, its default; allowed is a first_token_s of at most total_s"]),
-    ("[retries]\nbase_s = 2\nmax_s = 1", ["9: error: retries.base_s: base_s is 2, but max_s is 1 (p:10); allowed is a base_s of at most max_s"]),
+    ("timeouts = { first_token_s = 9, total_s = 8 }", ["8: error: models.small.timeouts.first_token_s: first_token_s is 9, but total_s is 8 (p:8); allowed is first_token_s up to total_s"]),
+    ("timeouts.silence_s = 601", ["8: error: models.small.timeouts.silence_s: silence_s is 601, but total_s is 600, its default; allowed is silence_s up to total_s"]),
+    (PROVIDER + 'timeouts.first_token_s = 50\n[models.large]\nprovider = "two"\ntimeouts.total_s = 40', ["14: error: models.large.timeouts.total_s: first_token_s is 50, but total_s is 40 (p:14); allowed is first_token_s up to total_s"]),
+    (PROVIDER + 'timeouts.first_token_s = 700\n[models.large]\nprovider = "two"', ["11: error: providers.two.timeouts.first_token_s: first_token_s is 700, but total_s is 600, its default; allowed is first_token_s up to total_s"]),
+    ("[retries]\nbase_s = 2\nmax_s = 1", ["9: error: retries.base_s: base_s is 2, but max_s is 1 (p:10); allowed is base_s up to max_s"]),
     # warnings
     ("[streams]\ndrain_max_s = 1", ['9: warning: streams.drain_max_s: has no effect: on_disconnect is not "drain"']),
     (ROUTE + ROUTE.replace("auto", "other") + 'match.model = "auto"', ["11: warning: routes.other: never taken: auto, which stands before it, takes all its requests"]),
