@@ -18,6 +18,7 @@ from relay.limits import lengths, prompt_tokens
 from relay.limits.budgets import Request, thinking_tokens
 from relay.limits.lengths import Place
 from relay.messages import Intent, Shape
+from relay.wire.gist import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -286,12 +287,12 @@ def described(budget: Budget) -> str:
 
 
 def system_text(message: bytes) -> str:
-    """The text of a conversation's first message if it is a system prompt, else ""."""
+    """The text of a conversation's first message if it is a system prompt, else "". Of many parts the first are read."""
     read = msgspec.json.decode(message) if message else None
     if not isinstance(read, dict) or read.get("role") not in ("system", "developer"):
         return ""
     content = read.get("content")
     if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        texts = [part.get("text") if isinstance(part, dict) else part for part in content[:PARTS]]
         return "\n".join(text for text in texts if isinstance(text, str))
     return content if isinstance(content, str) else ""

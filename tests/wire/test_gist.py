@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.intent import classify
@@ -65,6 +65,10 @@ def test_classifies_like_the_whole(body, ascii_only):
 
 
 @given(body=bodies, ascii_only=st.booleans())
+@example(
+    body={"messages": [{"role": "system", "content": ["", None, None, None, "word " * 498, "", None, None, ""]}]},
+    ascii_only=False,
+)
 def test_tells_the_application(body, ascii_only):
     """An application's fingerprint can be told from the gist's system prompt."""
     first = json.dumps(body["messages"][0]).encode() if body["messages"] else b""
