@@ -287,7 +287,7 @@ def described(budget: Budget) -> str:
 
 
 def system_text(message: bytes) -> str:
-    """The text of a conversation's first message if it is a system prompt, else "". Of many parts the first are read."""
+    """The text of a conversation's first message if it is a system prompt, else "". Of many parts the first count."""
     read = msgspec.json.decode(message) if message else None
     if not isinstance(read, dict) or read.get("role") not in ("system", "developer"):
         return ""
