@@ -294,7 +294,8 @@ class Budget(msgspec.Struct, frozen=True, gc=False):
         limit: of the answer, hidden reasoning included, as sent upstream; None sends none.
         visible: the part of it meant for what the client sees.
         headroom: the part meant for hidden reasoning.
-        reserve: to take from the key's tokens for all choices together.
+        reserve: to take from the key's tokens for all choices together. What cannot be continued has a limit far above
+            what it is expected to take; that is what is reserved.
         source: where the number comes from: a learned `cell`, the shipped `prior`, the `client`, the `ceiling`, or
             `off`.
         clamps: bounds that changed it, in the order applied: `floor`, `ceiling`, `max_output`, `context`.

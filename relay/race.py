@@ -150,7 +150,7 @@ class Race:
             return None
         prices = self._served.prices[self._route.name]
         usd = max(prices[model.name].of(self._wants.prompt_tokens, 0) for model in (first.trial.model, rival))
-        if not ledger.allows(usd, hedge.max_extra_cost, now):
+        if not ledger.allows(usd, hedge.max_extra_cost, now, after=hedge.after):
             return None
         self._pending_usd = usd
         ledger.pending += usd

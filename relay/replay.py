@@ -437,7 +437,7 @@ class _Replay:
         if route.hedge is None or standing.strained or standing.refuses(tokens, now):
             return False
         usd = max(prices[name].of(wants.prompt_tokens, 0.0) for name in (first, second))
-        return ledger.allows(usd, route.hedge.max_extra_cost, now)
+        return ledger.allows(usd, route.hedge.max_extra_cost, now, after=route.hedge.after)
 
     # --- money ---
 

@@ -340,10 +340,11 @@ class Relay(Silent):
         """As the exchange does it."""
         self._ledger.waited(too_long=True)
         standing = self._standings[second]
-        if self._route.hedge is None or standing.strained or standing.refuses(arrival.prompt_tokens, now):
+        hedge = self._route.hedge
+        if hedge is None or standing.strained or standing.refuses(arrival.prompt_tokens, now):
             return False
         usd = max(self._world.prices[name].of(arrival.prompt_tokens, 0) for name in (first, second))
-        return self._ledger.allows(usd, self._route.hedge.max_extra_cost, now)
+        return self._ledger.allows(usd, hedge.max_extra_cost, now, after=hedge.after)
 
     def started(self, name: str, now: float) -> None:
         """Breaker, rate limits, waits."""

@@ -80,6 +80,7 @@ def budget(
     reasons = not trusted if request.reasons is None else request.reasons
     headroom = _headroom(rules.headroom, request, hidden, reasons=reasons)
     visible = ceil(expected.tokens)
+    held = max(visible, rules.floor)
     source: Literal["cell", "prior", "client", "ceiling", "off"] = "cell" if expected.cell else "prior"
     clamps = []
     if rules.extend and not request.extendable:  # it could not be continued, so it must not end early
@@ -100,14 +101,14 @@ def budget(
 
     asked = request.client_limit
     if rules.mode == "off" or (asked is not None and (rules.mode == "fill" or asked <= limit)):
-        reserve = (limit if asked is None else asked) * request.choices
+        reserve = (min(held + headroom, limit) if asked is None else asked) * request.choices
         visible = min(visible, limit) if asked is None else asked
         return Budget(asked, visible, headroom, reserve, "off" if asked is None else "client")
     return Budget(
         limit,
         min(visible, limit),
         headroom,
-        limit * request.choices,
+        min(held + headroom, limit) * request.choices,
         source,
         tuple(clamps),
         expected.cell,

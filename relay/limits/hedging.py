@@ -15,6 +15,9 @@ HALF_LIFE_S = 600.0
 SLOW_SHARE = 0.25
 """Share of requests that wait longer than the hedging quantile from which on it is no tail any more."""
 
+_EXCESS = 1.5
+"""Likewise, as a multiple of what the quantile itself leaves: behind the median half of all wait longer."""
+
 _MEMORY = 50.0
 """Requests that the share is taken over."""
 
@@ -50,11 +53,20 @@ class Ledger:
         self.spent += usd
         self.twice += usd if twice else 0.0
 
-    def allows(self, usd: float, max_share: float, now: float) -> bool:
-        """Whether a duplicate that may cost `usd` keeps within the share, and slowness is not everywhere."""
+    def allows(self, usd: float, max_share: float, now: float, *, after: float) -> bool:
+        """Whether a duplicate that may cost `usd` keeps within the share, and slowness is not everywhere.
+
+        Args:
+            usd: that it may cost.
+            max_share: of the spend that duplicates may have.
+            now: seconds on the clock of the others.
+            after: the hedging quantile.
+        """
         self._fade(now)
         usd += self.pending
-        return self.slow <= SLOW_SHARE and self.twice + usd <= max_share * (self.spent + usd)
+        return self.slow <= max(SLOW_SHARE, _EXCESS * (1.0 - after)) and self.twice + usd <= max_share * (
+            self.spent + usd
+        )
 
     def _fade(self, now: float) -> None:
         fade = exp(min(self._at - now, 0.0) * _DECAY)

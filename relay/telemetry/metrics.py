@@ -356,9 +356,12 @@ class Metrics:
 
     def _count_budgets(self, records: Sequence[RequestRecord]) -> None:
         one = records[0]
-        if one.budget is None:
+        if one.budget is None or not one.model:
             return
-        result = "truncated" if one.outcome is Outcome.BUDGET else "extended" if one.extensions else "kept"
+        if one.outcome is Outcome.COMPLETED:
+            result = "extended" if one.extensions else "kept"
+        else:
+            result = "truncated" if one.outcome is Outcome.BUDGET else "cut"
         self._budgets.add((one.intent, one.model, one.budget.source, result), len(records))
         if one.budget.own:
             granted = sum(record.budget.reserve for record in records if record.budget)

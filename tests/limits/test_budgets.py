@@ -107,6 +107,12 @@ def test_a_clients_limit_is_not_clamped() -> None:
     assert (result.limit, result.clamps) == (50_000, ())
 
 
+def test_what_cannot_be_continued_reserves_what_is_expected() -> None:
+    """It may write up to the ceiling; to reserve that would use a key's tokens up for nothing."""
+    result = budget(RULES, Request(prompt_tokens=100, extendable=False), expected(500))
+    assert (result.limit, result.source, result.reserve) == (RULES.ceiling, "ceiling", 500)
+
+
 def test_each_choice_is_reserved() -> None:
     """Three answers asked for take three times the tokens; the limit is per answer."""
     result = budget(RULES, Request(100, choices=3), expected(500))
@@ -190,7 +196,9 @@ def test_promises_hold_for_any_request(tokens: float, request_: Request, mode: s
         return
     assert result.limit is not None
     assert 1 <= result.limit <= (request_.client_limit or 10**9)
-    assert result.reserve == result.limit * request_.choices
+    assert 1 <= result.reserve <= result.limit * request_.choices
+    if request_.extendable:
+        assert result.reserve == result.limit * request_.choices
     if result.source != "client":
         assert result.limit <= (request_.max_output or 10**9)
         assert result.visible <= RULES.ceiling

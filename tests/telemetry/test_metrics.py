@@ -182,7 +182,7 @@ def test_budgets_are_counted_by_intent(metrics: Metrics) -> None:
     labels = {"intent": "code", "model": "small"}
     assert value(samples, "relay_budgets_total", **labels, source="cell", result="kept") == 1
     assert value(samples, "relay_budgets_total", **labels, source="cell", result="truncated") == 1
-    assert value(samples, "relay_budgets_total", **labels, source="client", result="kept") == 1
+    assert value(samples, "relay_budgets_total", **labels, source="client", result="cut") == 1
     assert value(samples, "relay_budget_tokens_total", **labels, type="granted") == 3600
     assert value(samples, "relay_budget_tokens_total", **labels, type="used") == 42
 
