@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.dialects.openai_chat import OpenAIChat
-from relay.dialects.openai_segments import INSTRUCTION
+from relay.dialects.openai_segments import INSTRUCTION, MAX_CHARS
 from relay.errors import UpstreamTruncated
 from relay.messages import Usage
 from tests.servers import chat
@@ -190,6 +190,16 @@ def test_answer_that_is_more_than_text_is_not_plain(delta, later):
     segment.so_far(None, USED)
     assert not segment.plain
     assert values(passed)[-1]["choices"][0]["delta"] == delta
+
+
+def test_answer_too_long_to_go_on_is_not_kept():
+    """Memory does not grow with a stream that no ceiling would continue; all of it still goes on."""
+    first = reader()
+    piece = chat.chunk({"content": "x" * 30_000})
+    assert first.feed(ROLE) == ROLE
+    assert all(first.feed(piece) == piece for _ in range(MAX_CHARS // 30_000 + 2))
+    assert not first.plain
+    assert first.so_far(None, Usage(1, 1)).text == ""
 
 
 def test_deltas_that_are_empty_or_reasoning_are_plain():
