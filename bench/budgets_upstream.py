@@ -14,6 +14,8 @@ from contextlib import suppress
 from itertools import accumulate, cycle, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.wire import read_request
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -145,11 +147,7 @@ class Upstream:
         """One connection, until its other end closes it."""
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                size = next(
-                    int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
-                )
-                request = json.loads(await reader.readexactly(size))
+                _, request = await read_request(reader)
                 answer = self._answer(self._questions[int(request["user"])], request)
                 cut = len(answer) * (1 + len(self.segments) % 3) // 4
                 writer.write(answer[:cut])

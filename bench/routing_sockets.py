@@ -29,6 +29,7 @@ import msgspec
 from bench.processes import ProcessTree
 from bench.programs import CACHE
 from bench.servers import REPOSITORY, free_port
+from bench.wire import read_request
 from relay.policy.load import load
 from relay.simulate import Arrival, Place, Relay, Result, Upstreams, Weather, World, arrivals, figures, simulate
 
@@ -131,13 +132,9 @@ class PacedUpstreams:
         """One connection, until its other end closes it or the run is over."""
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                size = next(
-                    int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
-                )
-                _, name, place, *_ = head.split(b" ", 2)[1].decode().split("/")
-                number = int(json.loads(await reader.readexactly(size))["user"])
-                await self._answer(writer, name, place, self._arrivals[number])
+                target, request = await read_request(reader)
+                _, name, place, *_ = target.split("/")
+                await self._answer(writer, name, place, self._arrivals[int(request["user"])])
         writer.close()
 
     async def _answer(self, writer: asyncio.StreamWriter, name: str, place: str, arrival: Arrival) -> None:
