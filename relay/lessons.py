@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from relay.attempt import StreamAttempt
 from relay.errors import DeadlineExceeded, Superseded, UpstreamFailure, UpstreamRefused
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from relay.upstreams import Upstream
 
 
+def _is_its_fault(failure: RelayError | None) -> TypeGuard[UpstreamFailure]:
+    """Whether the upstream failed; what ran out of the request's own time is not its fault."""
+    return isinstance(failure, UpstreamFailure) and not isinstance(failure, DeadlineExceeded)
+
+
 def judge(upstream: Upstream, attempt: Attempt, failure: RelayError | None, now: float) -> None:
-    """Let the model's breaker know how an attempt went. What ran out of the request's own time is not its fault."""
+    """Let the model's breaker know how an attempt went."""
     trial = attempt.trial
-    if isinstance(failure, UpstreamFailure) and not isinstance(failure, DeadlineExceeded):
+    if _is_its_fault(failure):
         upstream.fail(failure, now, trial.model.provider.breaker, probe=trial.probe)
     elif attempt.committed:
         upstream.succeed(probe=trial.probe)
@@ -30,7 +35,7 @@ def judge(upstream: Upstream, attempt: Attempt, failure: RelayError | None, now:
 
 def learn(upstream: Upstream, attempt: Attempt, failure: RelayError | None, wants: Wants | None, now: float) -> None:
     """What an attempt shows of a model's speed and of what it has read; its TTFT was noted at the commit."""
-    failed = isinstance(failure, UpstreamFailure) and not isinstance(failure, DeadlineExceeded)
+    failed = _is_its_fault(failure)
     started_at = attempt.trial.started_at
     if attempt.committed_at is None:
         if failed:

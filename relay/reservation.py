@@ -43,25 +43,24 @@ class Reservation:
             LimitExceeded: one of the limits does not allow it; nothing is taken.
         """
         key = self._key
-        verdict = await self._store.reserve(Ask(key.name, key.limits, tokens, self._ttl_s), self._clock.now())
-        if isinstance(verdict, Refusal):
+        refusal = await self._reserve(key.limits, tokens)
+        if refusal is not None:
             raise LimitExceeded(
-                f"The key {key.name!r} has used up its {verdict.limit} ({verdict.allowed}).",
-                retry_after_s=verdict.retry_after_s,
+                f"The key {key.name!r} has used up its {refusal.limit} ({refusal.allowed}).",
+                retry_after_s=refusal.retry_after_s,
             )
-        self._leases += (verdict,)
 
     async def take_more(self, tokens: int) -> bool:
         """Take more tokens for the same request. False if the key's limits do not allow it."""
-        key = self._key
-        if key.limits.tokens_per_min is None:
-            return True
-        limits = KeyLimits(tokens_per_min=key.limits.tokens_per_min)
-        verdict = await self._store.reserve(Ask(key.name, limits, tokens, self._ttl_s), self._clock.now())
+        per_min = self._key.limits.tokens_per_min
+        return per_min is None or await self._reserve(KeyLimits(tokens_per_min=per_min), tokens) is None
+
+    async def _reserve(self, limits: KeyLimits, tokens: int) -> Refusal | None:
+        verdict = await self._store.reserve(Ask(self._key.name, limits, tokens, self._ttl_s), self._clock.now())
         if isinstance(verdict, Refusal):
-            return False
+            return verdict
         self._leases += (verdict,)
-        return True
+        return None
 
     async def settle(self, tokens: int) -> None:
         """Give back what was not used.
