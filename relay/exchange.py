@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from relay.dialects.base import Dialect, StreamReader
     from relay.head import Head
     from relay.pipeline import Pipeline
-    from relay.policy.compiled import Model, Provider, Route
+    from relay.policy.compiled import Hedge, Model, Provider, Route
     from relay.served import Served
     from relay.sizing import Sizing
     from relay.upstreams import Upstream
@@ -202,9 +202,8 @@ class Exchange:
         route = find_route(request, self.head, policy)
         chooser = Chooser(route, self._served.upstreams)  # of its own: explorations are for requests that are sent
         self._sizing = self._size(request)
-        self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key, self._sizing)
-        decision = chooser.decide(self._wants, self._pipeline.clock.now(), self._pipeline.rng)
-        return explained(decision, self._wants) | (sized(self._sizing, route.candidates) if self._sizing else {})
+        decision, wants = self._decide(request, route, chooser, self._pipeline.clock.now())
+        return explained(decision, wants) | (sized(self._sizing, route.candidates) if self._sizing else {})
 
     def refuse(self, error: RelayError) -> None:
         """Answer with an error without having run."""
@@ -356,7 +355,7 @@ class Exchange:
             waits = planned.backoff_s > 0 or upstream.troubled
             if now >= self._deadline or (waits and not await self._becomes_free(upstream, planned.backoff_s, now)):
                 continue
-            race = self._race = None if route.hedge is None else self._race_for(request, route)
+            race = self._race = None if route.hedge is None else self._race_for(request, route.name, route.hedge)
             ended_by = await (
                 self.outcome(self.begin(model))
                 if race is None
@@ -439,13 +438,13 @@ class Exchange:
             return False
         return all(_is_larger(model, small) for small in too_small)
 
-    def _race_for(self, request: ChatRequest, route: Route) -> Race | None:
+    def _race_for(self, request: ChatRequest, route: str, hedge: Hedge) -> Race | None:
         """A race if this request, of a route that hedges, may be asked twice at a time at all."""
         if self._wants is None or not request.stream or self.head.fields.get(HEDGE) == b"never":
             return None
         if self._continuation is not None and self._continuation.so_far is not None:
             return None  # somebody is reading: what two models would write next differs
-        return Race(self, self._served, route, self._wants, self._pipeline.clock)
+        return Race(self, self._served, route, hedge, self._wants, self._pipeline.clock)
 
     def _usual(self, model: Model, queue: list[Planned]) -> Model:
         """Whose TTFT says how long a model may take: one that is only tried out is measured by who would have been."""
@@ -469,7 +468,7 @@ class Exchange:
         served, retries = self._served, self._served.policy.retries
         chooser = served.choosers.get(route.name)
         if chooser is not None or PREFER in self.head.fields:
-            decision = self._decide(request, route, chooser or Chooser(route, served.upstreams), now)
+            decision, _ = self._decide(request, route, chooser or Chooser(route, served.upstreams), now)
             left_out = dict(decision.left_out)
             order = decision.order or served.worth_waiting_for(route, left_out, now)
             # The tier is what an intent wants, and an intent is a guess: candidates below it are the last resort.
@@ -478,10 +477,10 @@ class Exchange:
         unavailable = served.unavailable(route, now)
         return served.plan(route, unavailable).attempts, unavailable
 
-    def _decide(self, request: ChatRequest, route: Route, chooser: Chooser, now: float) -> Decision:
-        self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key, self._sizing)
-        self._decision = chooser.decide(self._wants, now, self._pipeline.rng)
-        return self._decision
+    def _decide(self, request: ChatRequest, route: Route, chooser: Chooser, now: float) -> tuple[Decision, Wants]:
+        wants = self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key, self._sizing)
+        decision = self._decision = chooser.decide(wants, now, self._pipeline.rng)
+        return decision, wants
 
     def begin(self, model: Model, *, hedge: bool = False) -> Attempt:
         """See `relay.race.Runner.begin`."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from relay.errors import RelayError
     from relay.messages import Attempt as Planned
     from relay.messages import Wants
-    from relay.policy.compiled import Model, Route
+    from relay.policy.compiled import Hedge, Model
     from relay.served import Served
 
 
@@ -40,7 +40,8 @@ class Race:
     Args:
         runner: runs the attempts.
         served: the policy.
-        route: hedges.
+        route: its name.
+        hedge: when the second attempt may start, and what it may cost.
         wants: what was decided on.
         clock: tells the time.
 
@@ -51,9 +52,11 @@ class Race:
     __slots__ = (
         "_clock",
         "_first",
+        "_hedge",
+        "_ledger",
         "_overdue",
         "_pending_usd",
-        "_route",
+        "_prices",
         "_runner",
         "_served",
         "_stopped",
@@ -61,11 +64,13 @@ class Race:
         "rival",
     )
 
-    def __init__(self, runner: Runner, served: Served, route: Route, wants: Wants, clock: Clock) -> None:
+    def __init__(self, runner: Runner, served: Served, route: str, hedge: Hedge, wants: Wants, clock: Clock) -> None:
         self.rival: Attempt | None = None
         self._runner = runner
         self._served = served
-        self._route = route
+        self._ledger = served.ledgers[route]
+        self._prices = served.prices[route]
+        self._hedge = hedge
         self._wants = wants
         self._clock = clock
         self._first: Attempt | None = None
@@ -113,7 +118,7 @@ class Race:
         loser = self._first if winner is self.rival else self.rival
         if loser is None:
             if not self._overdue:
-                self._served.ledgers[self._route.name].waited(too_long=False)
+                self._ledger.waited(too_long=False)
             return
         self.rival = None
         self._release_pending()
@@ -129,27 +134,26 @@ class Race:
 
     def _patience_s(self, usual: Model) -> float:
         """How long the first may take."""
-        hedge, speed = self._route.hedge, self._served.upstreams[usual.name].speed
-        if hedge is None or speed is None:
-            raise AssertionError("only routes that hedge have races, and their models are watched")
-        return speed.tail(hedge.after, self._clock.now())
+        speed = self._served.upstreams[usual.name].speed
+        if speed is None:
+            raise AssertionError("models of routes that hedge are watched")
+        return speed.tail(self._hedge.after, self._clock.now())
 
     def _rival_for(self, first: Attempt, queue: list[Planned]) -> Model | None:
         """Who may start beside an attempt that takes too long; None if nobody should."""
-        hedge, ledger = self._route.hedge, self._served.ledgers[self._route.name]
+        hedge, ledger = self._hedge, self._ledger
         if self._stopped:
             return None
         ledger.waited(too_long=True)
         self._overdue = True
-        if hedge is None or not queue or queue[0].model == first.trial.model.name or queue[0].backoff_s:
+        if not queue or queue[0].model == first.trial.model.name or queue[0].backoff_s:
             return None
         rival = self._served.policy.models[queue[0].model]
         now = self._clock.now()
         upstream = self._served.upstreams[rival.name]
         if upstream.strained or upstream.refuses(self._wants.prompt_tokens + self._wants.output_tokens, now):
             return None
-        prices = self._served.prices[self._route.name]
-        usd = max(prices[model.name].of(self._wants.prompt_tokens, 0) for model in (first.trial.model, rival))
+        usd = max(self._prices[model.name].of(self._wants.prompt_tokens, 0) for model in (first.trial.model, rival))
         if not ledger.allows(usd, hedge.max_extra_cost, now, after=hedge.after):
             return None
         self._pending_usd = usd
@@ -158,5 +162,5 @@ class Race:
 
     def _release_pending(self) -> None:
         """What the duplicate really cost is known."""
-        self._served.ledgers[self._route.name].pending -= self._pending_usd
+        self._ledger.pending -= self._pending_usd
         self._pending_usd = 0.0
