@@ -130,7 +130,7 @@ class FastLane(BoundedProtocol):
     cycle: Any  # uvicorn's, or a FastLaneClient, or None
     _lane: FastLaneClient | None = None  # the request being read or answered here, not by ASGI
     _parsing = False  # llhttp is within a request
-    _read = b""  # what is being parsed, if it began where a request begins
+    _unknown: tuple[bytes, bytes] | None = None  # head and body of what is being parsed, if it is one whole request
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come: often a whole request, with a head like one before."""
@@ -140,11 +140,10 @@ class FastLane(BoundedProtocol):
         split = _split(data)
         head = None if split is None else self.relay.heads.get(split[0])
         if head is None or split is None:
-            self._read = data
+            self._unknown = split
             super().data_received(data)
-            self._read = b""
+            self._unknown = None
             return
-        self._unset_keepalive_if_required()
         client = self._lane = FastLaneClient(self, chunked=True, keep_alive=True)
         client.body = None
         self.cycle = client
@@ -201,8 +200,8 @@ class FastLane(BoundedProtocol):
         self.framed()
         body = client.body[0] if len(client.body) == 1 else b"".join(client.body)
         client.body = None
-        if self._read and client.keep_alive and not self.expect_100_continue:
-            self._remember(client.exchange.head, body)
+        if self._unknown is not None and client.keep_alive and not self.expect_100_continue:
+            self._remember(*self._unknown, client.exchange.head, body)
         self._spawn(client.exchange.run(body))
 
     # --- the answer ---
@@ -242,13 +241,12 @@ class FastLane(BoundedProtocol):
 
     # --- inner steps ---
 
-    def _remember(self, head: Head, body: bytes) -> None:
-        """The next request with these bytes in front of its body need not be parsed."""
-        split = _split(self._read)
-        if split is not None and split[1] == body:
+    def _remember(self, known: bytes, rest: bytes, head: Head, body: bytes) -> None:
+        """The next request that begins with the same bytes need not be parsed, if what follows them was the body."""
+        if rest == body:
             if len(self.relay.heads) >= KNOWN_HEADS:
                 self.relay.heads.clear()
-            self.relay.heads[split[0]] = head
+            self.relay.heads[known] = head
 
     def _to_asgi(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
