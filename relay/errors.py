@@ -400,7 +400,7 @@ class Finding(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{where}: {self.severity}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+        return f"{where}: {self.severity}: {f'{self.key}: ' if self.key else ''}{self.message}"
 
 
 class ConfigurationError(RelayError):

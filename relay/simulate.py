@@ -14,7 +14,7 @@ import itertools
 import random
 from collections import deque
 from math import exp, inf, log, sin, tau
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import msgspec
 
@@ -35,12 +35,18 @@ LOAD_OVER_S = 5.0
 """Time over which the load of a place is taken."""
 
 
+_MOST = 1e9  # of seconds, tokens and dollars: a world has an end
+_Positive = Annotated[float, msgspec.Meta(gt=0, le=_MOST)]
+_NotNegative = Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
 class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model as it is served somewhere.
 
     Attributes:
         name: as routes call it.
-        ttft_ms: p50, p95 and p99.
+        ttft_ms: p50, p95 and p99, none below the one before.
         tokens_per_s: behind the first output.
         price: USD per million tokens: input, output.
         errors: share of requests that fail at once.
@@ -48,11 +54,16 @@ class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: str
-    ttft_ms: tuple[float, float, float]
-    tokens_per_s: float
-    price: tuple[float, float]
-    errors: float = 0.0
-    from_s: float = 0.0
+    ttft_ms: tuple[_Positive, _Positive, _Positive]
+    tokens_per_s: _Positive
+    price: tuple[_NotNegative, _NotNegative]
+    errors: _Share = 0.0
+    from_s: _NotNegative = 0.0
+
+    def __post_init__(self) -> None:
+        """Quantiles rise."""
+        if sorted(self.ttft_ms) != list(self.ttft_ms):
+            raise ValueError(f"ttft_ms of {self.name!r} is p50, p95, p99: {list(self.ttft_ms)} falls")
 
 
 class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,9 +81,16 @@ class Weather(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     place: str
     kind: Literal["slow", "outage", "limit", "crowd"]
-    from_s: float
-    until_s: float
-    factor: float
+    from_s: _NotNegative
+    until_s: _Positive
+    factor: _NotNegative
+
+    def __post_init__(self) -> None:
+        """It begins before it is over, and there is some of it."""
+        if self.from_s >= self.until_s:
+            raise ValueError(f"weather at {self.place!r} begins at {self.from_s:g} s and is over at {self.until_s:g} s")
+        if self.factor == 0 and self.kind in ("slow", "crowd"):
+            raise ValueError(f"factor of {self.kind!r} at {self.place!r} is 0; it is above that")
 
 
 class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,12 +105,12 @@ class World(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         weather: what happens to them.
     """
 
-    seconds: float
-    per_s: float
-    places: tuple[Place, ...]
+    seconds: _Positive
+    per_s: _Positive
+    places: Annotated[tuple[Place, ...], msgspec.Meta(min_length=1)]
     weather: tuple[Weather, ...] = ()
-    prompt_tokens: float = 600.0
-    output_tokens: float = 220.0
+    prompt_tokens: _Positive = 600.0
+    output_tokens: _Positive = 220.0
 
 
 class Arrival(msgspec.Struct, frozen=True):

@@ -90,7 +90,10 @@ def test_findings_name_file_and_line(folder: Path) -> None:
 def test_a_folder_without_a_set_is_a_finding(tmp_path: Path) -> None:
     """An empty folder is no policy set, and the message says so."""
     result = relay("check", tmp_path)
-    assert (result.exit_code, result.stdout) == (1, f"{tmp_path}: No *.toml files in the policy folder {tmp_path}.\n")
+    assert (result.exit_code, result.stdout) == (
+        1,
+        f"{tmp_path}: error: No *.toml files in the policy folder {tmp_path}.\n",
+    )
 
 
 def test_check_takes_the_folder_from_the_variable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +289,8 @@ def test_simulate(tmp_path) -> None:
     assert "served by cheap" in CliRunner().invoke(main, [*run, "auto"], input=WORLD).stdout
     assert CliRunner().invoke(main, [*run, "other"], input=WORLD).exit_code == 2
     assert CliRunner().invoke(main, [*run, "cheap"], input=WORLD).exit_code == 1
-    assert CliRunner().invoke(main, [*run, "auto"], input="seconds = 3").exit_code == 1
+    (tmp_path / "short").write_text("seconds = 3")
+    assert "`per_s`" in relay("simulate", tmp_path / "short", *run[2:], "auto").output
     storm = '[[weather]]\nplace = "chaep"\nkind = "slow"\nfrom_s = 0\nuntil_s = 9\nfactor = 2\n'
     assert (
         "weather at chaep, its places are cheap, dear"
@@ -294,6 +298,30 @@ def test_simulate(tmp_path) -> None:
     )
     (tmp_path / "world").write_text(f"output_token = 9\n{WORLD}")
     assert "`output_token`" in relay("simulate", tmp_path / "world", *run[2:], "auto").output
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        (
+            "ttft_ms = [400, 900, 2500]",
+            "ttft_ms = [900, 500, 300]",
+            "ttft_ms of 'dear' is p50, p95, p99",
+        ),
+        ("tokens_per_s = 80", "tokens_per_s = 80, errors = 5", "Expected `float` <= 1.0 - at `$.places[0].errors`"),
+        ("tokens_per_s = 80", "tokens_per_s = nan", "Expected `float` >"),
+        ("seconds = 300", "seconds = inf", "Expected `float` <= 1000000000.0 - at `$.seconds`"),
+        ("seconds = 300", "seconds = -1", "Expected `float` > 0.0 - at `$.seconds`"),
+    ],
+)
+def test_an_impossible_world_is_refused(tmp_path, right: str, wrong: str, said: str) -> None:
+    """Numbers that cannot be are named instead of simulated."""
+    (tmp_path / "p.toml").write_text(EXPLAINED)
+    assert right in WORLD
+    (tmp_path / "world").write_text(WORLD.replace(right, wrong, 1))
+    result = relay("simulate", tmp_path / "world", "--policy", tmp_path, "--route", "auto")
+    assert result.exit_code == 1
+    assert f"world is no world: {said}" in re.sub(r"\s+", " ", result.output)
 
 
 def decided(tmp_path: Path, count: int = 5, **changes: Any) -> str:

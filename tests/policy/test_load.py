@@ -324,14 +324,14 @@ def test_no_warning_without_reason() -> None:
 
 
 SYNTAX = [
-    ("a = \n", "1: not valid TOML: Invalid value (column 5)"),
-    ("a = 1\na = 2\n", "2: not valid TOML: Cannot overwrite a value (column 6)"),
-    ("a = 1\nb = 'x", "2: not valid TOML: Expected \"'\" (at the end of the file)"),
+    ("a = \n", "1: error: not valid TOML: Invalid value (column 5)"),
+    ("a = 1\na = 2\n", "2: error: not valid TOML: Cannot overwrite a value (column 6)"),
+    ("a = 1\nb = 'x", "2: error: not valid TOML: Expected \"'\" (at the end of the file)"),
     ("[x]\na = 1\n[y]\n[x]", "4: error: x: already defined at p:1"),
     ("a = {}\n[a]", "2: error: a: already defined at p:1"),
     ("[[x]]\n[x.y]\n[[x]]\n# \u2028\n[x.y]\n[x.y]", "6: error: x.y: already defined at p:5"),
-    ("a = " + "[" * 5000 + "]" * 5000, "arrays or tables are nested too deeply"),
-    ("a = 1" + "0" * 5000, "not valid TOML: Exceeds the limit (4300 digits) for integer string conversion: value has 5001 digits"),
+    ("a = " + "[" * 5000 + "]" * 5000, "error: arrays or tables are nested too deeply"),
+    ("a = 1" + "0" * 5000, "error: not valid TOML: Exceeds the limit (4300 digits) for integer string conversion: value has 5001 digits"),
 ]  # fmt: skip
 
 
@@ -350,7 +350,7 @@ def test_syntax_error_beside_other_files() -> None:
             "allowed are provider, upstream, max_tokens_field, timeouts, "
             "price, context, max_output, features, tier, regions, expected, effort, verbosity, continuation"
         ),
-        "c:1: not valid TOML: Expected ']' at the end of a table declaration (column 15)",
+        "c:1: error: not valid TOML: Expected ']' at the end of a table declaration (column 15)",
     ]
 
 
