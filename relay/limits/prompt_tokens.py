@@ -30,7 +30,8 @@ TOKENS_PER_IMAGE = 1024
 """A middling picture; providers count from 85 to some 5,000."""
 
 _PIECES = 8
-_ESCAPES = re.compile(rb'(?:\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt]))+')
+_ESCAPE = rb'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])'
+_ESCAPES = re.compile(_ESCAPE + b"(?:" + _ESCAPE + b")*")  # with a backslash in front, for which it can search
 _FREQUENT = ((b"\\n", b"\n"), (b'\\"', b'"'), (b"\\t", b"\t"))
 
 # Each byte's class, written as one byte. Continuation bytes are in none: what is not named counts nothing.
@@ -107,12 +108,12 @@ def features(text: bytes) -> dict[str, int]:
     classes = text.translate(_TABLE)
     counts = dict(zip(_NAMES, map(classes.count, _COUNTED), strict=True))
     if not text.isascii():
-        counts |= {name.decode(): classes.count(name) for name in _LEAD_CLASSES}
+        counts |= {name.decode(): classes.count(name) for name in _LEAD_CLASSES if name in classes}
         for lead, scripts in _SHARED_LEADS.items():
-            if counts.pop(lead.decode()):
+            if counts.pop(lead.decode(), 0):
                 counts |= {script: sum(map(text.count, starts)) for script, starts in scripts.items()}
         if counts.get("vietnamese"):  # its words are in the vocabulary whole, those of most Latin scripts are not
-            counts["l_vietnamese"] = counts.pop("l")
+            counts["l_vietnamese"] = counts.pop("l", 0)
     return counts
 
 
