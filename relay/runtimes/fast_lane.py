@@ -127,14 +127,19 @@ class FastLaneClient:
 class FastLane(BoundedProtocol):
     """One client connection. Make a subclass with `for_pipeline` and give it to uvicorn as `http=`."""
 
+    __slots__ = ("_lane", "_parsing", "_unknown")
+
     cycle: Any  # uvicorn's, or a FastLaneClient, or None
-    _lane: FastLaneClient | None = None  # the request being read or answered here, not by ASGI
-    _parsing = False  # llhttp is within a request
-    _unknown: tuple[bytes, bytes] | None = None  # head and body of what is being parsed, if it is one whole request
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lane: FastLaneClient | None = None  # the request being read or answered here, not by ASGI
+        self._parsing = False  # llhttp is within a request
+        self._unknown: tuple[bytes, bytes] | None = None  # head and body of what is parsed, if it is one whole request
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come: often a whole request, with a head like one before."""
-        if self._parsing or self._unframed or not (self.cycle is None or self.cycle.response_complete):
+        if self._parsing or self._unframed or self.busy:
             super().data_received(data)
             return
         split = _split(data)
@@ -144,6 +149,7 @@ class FastLane(BoundedProtocol):
             super().data_received(data)
             self._unknown = None
             return
+        self.parser = None
         client = self._lane = FastLaneClient(self, chunked=True, keep_alive=True)
         client.body = None
         self.cycle = client
@@ -162,8 +168,7 @@ class FastLane(BoundedProtocol):
 
     def on_headers_complete(self) -> None:
         """Take chat requests, leave all others to ASGI, and pipelined ones too: uvicorn queues those."""
-        busy = self.cycle is not None and not self.cycle.response_complete
-        if busy or self.url != _CHAT_URL or self.parser.get_method() != b"POST":
+        if self.busy or self.url != _CHAT_URL or self.parser.get_method() != b"POST":
             self._to_asgi()
             return
         self.framed()

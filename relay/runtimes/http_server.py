@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, ClassVar, Self
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import httptools
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from relay.dialects import DIALECTS
@@ -35,8 +37,26 @@ BACKLOG = 4096
 LINGER_S = 5.0
 """Seconds that a stopped server waits for clients to take the last of their answers."""
 
+IDLE_LOOK_S = 10
+"""Seconds between two looks for connections that have been idle for too long."""
+
+_TICKS_PER_S = 10  # uvicorn's
+_NONE_QUEUED: deque[Any] = deque()  # shared, never changed
 
 _log = logging.getLogger("relay")
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, with an event only from when there is something to wait for."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.read_paused = self.write_paused = False
+
+    def pause_writing(self) -> None:
+        if not self.write_paused:
+            self._is_writable_event = asyncio.Event()
+        super().pause_writing()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -46,17 +66,26 @@ class BoundedProtocol(HttpToolsProtocol):
     neither the end of a head nor any of a body are therefore counted as they arrive, and timed. One read (256 KiB)
     may pass unseen; heads that are complete are measured exactly by `Exchange.admit`.
 
-    Idle time is measured by one timer that looks when the connection was last in use and, if need be, waits on:
-    uvicorn's own would be set and cancelled with each request.
+    What few connections need is made only for those: a queue for pipelined requests, an event to wait for, timers, a
+    parser where heads are known. What is not uvicorn's is in slots: an object of more than thirty attributes keeps
+    them in a dict of its own. All that would be 5 KB for each connection.
 
     Attributes:
         relay: its policy says how large a head may be. Make a subclass that has it with `for_pipeline`.
     """
 
+    __slots__ = ("_head_timer", "_idle_since", "_unframed")
+
     relay: ClassVar[Pipeline]
-    _unframed = 0
-    _idle_since = 0.0
-    _head_timer: asyncio.TimerHandle | None = None
+    parser: Any  # llhttp; None while none is needed
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parser = None
+        self.pipeline = _NONE_QUEUED
+        self._unframed = 0
+        self._idle_since = self.loop.time()
+        self._head_timer: asyncio.TimerHandle | None = None
 
     @classmethod
     def for_pipeline(cls, pipeline: Pipeline) -> type[Self]:
@@ -64,33 +93,29 @@ class BoundedProtocol(HttpToolsProtocol):
         return type(cls.__name__, (cls,), {"relay": pipeline})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has connected. It need not hurry to ask."""
-        super().connection_made(transport)
-        self._idle_since = self.loop.time()
-        self._look_after(self.timeout_keep_alive)
+        """A client has connected. Nobody wants to know its address, so that it is not asked for, unlike in uvicorn."""
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = _Flow(transport)
+        self.scheme = "http"
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is no more."""
         self.framed()
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
 
-    def timeout_keep_alive_handler(self) -> None:
-        """Close the connection if it has been idle for long enough."""
-        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
-        if self._unframed or (self.cycle is not None and not self.cycle.response_complete):
-            self._look_after(self.timeout_keep_alive)
-        elif left_s > 0:
-            self._look_after(left_s)
-        else:
+    def close_if_idle(self, now: float) -> None:
+        """Close the connection if it has been idle for long enough; `Server` looks from time to time."""
+        if not self._unframed and not self.busy and now - self._idle_since >= self.timeout_keep_alive:
             self.transport.close()
 
-    def _look_after(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+    @property
+    def busy(self) -> bool:
+        """An answer is under way."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def _unset_keepalive_if_required(self) -> None:
-        """Nothing: uvicorn calls this where it would stop a timer of its own."""
+        """Nothing: uvicorn calls this where it would stop a timer, of which there is none."""
 
     def on_response_complete(self) -> None:
         """An answer has been written: serve what the client sent ahead, or wait for more."""
@@ -105,6 +130,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
         self._unframed += len(data)
+        if self.parser is None:
+            self._parse_anew()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
@@ -140,13 +167,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(InvalidRequest("CONNECT is not served here."))
             return
         headers = encode_headers([(name, value) for name, value in self.headers if name != b"upgrade"])
+        self._parse_anew()
+        self.data_received(b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, self.url, headers, rest))
+
+    def _parse_anew(self) -> None:
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-        self.data_received(b"%b %b HTTP/1.1\r\n%b\r\n%b" % (method, self.url, headers, rest))
 
     def on_headers_complete(self) -> None:
         """A head is complete."""
         self.framed()
+        if self.busy and not self.pipeline:
+            self.pipeline = deque()
         if not self.offers_upgrade:
             super().on_headers_complete()
 
@@ -170,7 +202,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: RelayError) -> None:
         """Answer, unless another answer is under way on this connection, and close it."""
-        if self.cycle is None or self.cycle.response_complete:
+        if not self.busy:
             body = DIALECTS[CHAT_DIALECT].encode_error(error)
             headers = [
                 (b"content-type", b"application/json"),
@@ -225,6 +257,15 @@ class Server(uvicorn.Server):
         """Begin to accept."""
         await super().startup(sockets)
         self._on_started()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: uvicorn's own duties, and now and then a look at idle connections."""
+        if counter % (IDLE_LOOK_S * _TICKS_PER_S) == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, BoundedProtocol):
+                    connection.close_if_idle(now)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, see requests to their end, then let go of connections."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import socket
@@ -19,6 +20,7 @@ from relay.runtimes.fast_lane import FastLane
 from relay.stores.memory import MemoryStore
 from relay.telemetry.metrics import Metrics
 from relay.transports.sockets import SocketsTransport
+from tests.fakes import settle
 from tests.servers.chat import completion, request_body, whole
 from tests.servers.client import RawClient, ask, get, post
 from tests.servers.policies import ENVIRON, policy
@@ -34,10 +36,16 @@ LIMIT = 2048
 
 
 @contextlib.asynccontextmanager
-async def serving(base_url: str = "http://127.0.0.1:9/v1", *, keep_alive_s: int = 60) -> AsyncIterator[int]:
+async def serving(base_url: str = "http://127.0.0.1:9/v1") -> AsyncIterator[int]:
     """A relay behind the container's own protocol; gives its port."""
-    async with server_of(base_url, keep_alive_s=keep_alive_s) as server:
-        yield server.servers[0].sockets[0].getsockname()[1]
+    async with server_of(base_url, keep_alive_s=60) as server:
+        yield port_of(server)
+
+
+def port_of(server: http_server.Server) -> int:
+    """Where it listens."""
+    port: int = server.servers[0].sockets[0].getsockname()[1]
+    return port
 
 
 @contextlib.asynccontextmanager
@@ -196,7 +204,12 @@ async def test_a_head_that_dawdles_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_a_connection_that_never_asks_is_closed_at_last() -> None:
     """A connection without a request is kept as long as one between two requests."""
-    async with serving(keep_alive_s=0) as port, await RawClient.connect(port) as client:
+    async with (
+        server_of("http://127.0.0.1:9/v1", keep_alive_s=0) as server,
+        await RawClient.connect(port_of(server)) as client,
+    ):
+        await settle()
+        await server.on_tick(0)
         assert await client.receive() == b""
 
 
@@ -205,19 +218,18 @@ async def test_idle_time_counts_from_the_end_of_the_last_answer() -> None:
     async with (
         Upstream(always(send(whole(completion())))) as upstream,
         server_of(upstream.base_url, keep_alive_s=60) as server,
-        await RawClient.connect(server.servers[0].sockets[0].getsockname()[1]) as client,
+        await RawClient.connect(port_of(server)) as client,
     ):
         await client.send(post(request_body()))
         assert (await client.whole()).status == 200
         (connection,) = server.server_state.connections
         assert isinstance(connection, FastLane)
-        connection.timeout_keep_alive_handler()
+        now = asyncio.get_running_loop().time()
+        connection.close_if_idle(now + 59)
         assert not connection.transport.is_closing()
-        connection._idle_since -= 61
         connection.data_received(post(request_body())[:10])
-        connection.timeout_keep_alive_handler()
+        connection.close_if_idle(now + 1000)
         await client.send(post(request_body())[10:])
         assert (await client.whole()).status == 200
-        connection._idle_since -= 61
-        connection.timeout_keep_alive_handler()
+        connection.close_if_idle(now + 1000)
         assert await client.receive() == b""
