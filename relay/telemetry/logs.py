@@ -20,7 +20,7 @@ from relay.telemetry.events import COLOURS, Level, Style, painted
 if TYPE_CHECKING:
     from typing import TextIO
 
-QUIET_LOGGERS = ("uvicorn", "watchfiles")
+QUIET_LOGGERS = ("uvicorn",)
 """Libraries whose information is either said by the relay already or of no use; their warnings are passed on."""
 
 EXPLAINED_ERRORS = (RelayError, OSError)

@@ -179,7 +179,7 @@ async def test_sighup_reloads(folder: Path, flags: tuple[str, ...]) -> None:
 
 
 async def test_a_change_in_the_folder_reloads(folder: Path) -> None:
-    """No signal is needed: the file system tells."""
+    """No signal is needed."""
     write(folder, "http://127.0.0.1:9/v1")
     async with relay(folder) as running:
         write(folder, "http://127.0.0.1:10/v1")
