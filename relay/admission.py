@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SHOWN_NAME = 80
 """Characters of a model name that are repeated in an error; a client may send anything as one."""
 
+KNOWN_ROUTES = 16
+"""Models whose route a head remembers: clients ask for a few. A name that only a glob matches may be any."""
+
 
 def check_head(head: Head, served: Served) -> None:
     """Whether this client may ask at all. Notes in the head whose the request is.
@@ -86,6 +89,8 @@ def find_route(request: ChatRequest, head: Head, policy: Policy) -> Route:
     Raises:
         RelayError: nowhere, or its key may not use that route.
     """
+    if request.model in head.routes:
+        return head.routes[request.model]
     key = head.key
     route = policy.route_for(request.model, key.name if key else "", head.path, head.fields)
     if route is None:
@@ -93,4 +98,6 @@ def find_route(request: ChatRequest, head: Head, policy: Policy) -> Route:
         raise UnknownModel(f"No route serves the model {shown!r}; GET /v1/models lists what is.", param="model")
     if key is not None and not key.may_use(route.name):
         raise PermissionDenied(f"The key {key.name!r} may not use {route.name!r}.", param="model")
+    if len(head.routes) < KNOWN_ROUTES:
+        head.routes[request.model] = route
     return route

@@ -127,14 +127,14 @@ class Exchange:
         "_wants",
         "client",
         "closed",
-        "dialect",
         "head",
         "id",
     )
 
+    dialect: Dialect = DIALECTS[CHAT_DIALECT]
+
     def __init__(self, pipeline: Pipeline, served: Served, client: Client, head: Head) -> None:
         self.client = client
-        self.dialect: Dialect = DIALECTS[CHAT_DIALECT]
         self.closed = False
         self._pipeline = pipeline
         self._served = served
@@ -148,7 +148,7 @@ class Exchange:
         self._race: Race | None = None
         self._continuation: Continuation | None = None  # where the answer may have several segments
         self._begun = 0  # attempts so far
-        self._attempts: list[AttemptRecord] = []
+        self._attempts: tuple[AttemptRecord, ...] = ()
         self._status = 0  # of the answer; 0 until its head is sent
         self._sizing: Sizing | None = None  # where the policy tells intents or sets budgets
         self._wants: Wants | None = None  # where there was something to decide
@@ -218,9 +218,14 @@ class Exchange:
         self._running = True
         error: RelayError | None = None
         try:
-            await self._serve(body)
+            request, route, planned, left_out = self._read(body)
+            if self._reservation is not None:
+                await self._reservation.take(self._tokens_for(request, route, planned))
+                self._check_ending()
+            await self._try_candidates(request, route, planned, left_out)
         except RelayError as caught:
-            error = caught.with_traceback(None)  # whose frames know the error: no cycles are left for the collector
+            error = caught
+            error.__traceback__ = error.__context__ = None  # whose frames know it: no cycles are left for the collector
         except asyncio.CancelledError:
             error = ClientGone("The server gave the request up.")
             raise
@@ -297,19 +302,16 @@ class Exchange:
 
     # --- the story ---
 
-    async def _serve(self, body: bytes) -> None:
-        policy = self._served.policy
+    def _read(self, body: bytes) -> tuple[ChatRequest, Route, Sequence[Planned], Mapping[str, str]]:
+        """What is asked, where it goes, whom to try there, and who is left out and why."""
+        policy, pipeline, key = self._served.policy, self._pipeline, self.head.key
         request = self._request = read_request(body, self.dialect, policy.requests)
         route = self._route = find_route(request, self.head, policy)
         self._sizing = self._size(request)
-        planned, left_out = self._plan(request, route, self._pipeline.clock.now())
-        key, pipeline = self.head.key, self._pipeline
+        planned, left_out = self._plan(request, route, pipeline.clock.now())
         if key is not None and key.limits != _NO_LIMITS:
-            reservation = Reservation(key, pipeline.store, pipeline.clock, longest_s=route.longest_s)
-            self._reservation = reservation
-            await reservation.take(self._tokens_for(request, route, planned))
-            self._check_ending()
-        await self._try_candidates(request, route, planned, left_out)
+            self._reservation = Reservation(key, pipeline.store, pipeline.clock, longest_s=route.longest_s)
+        return request, route, planned, left_out
 
     def _size(self, request: ChatRequest) -> Sizing | None:
         """What the request is after, and how much it may take."""
@@ -489,13 +491,13 @@ class Exchange:
             raise AssertionError("an attempt begins behind the request's reading")
         provider, now = model.provider, self._pipeline.clock.now()
         sizing, continuation = self._sizing, self._continuation
-        budget = sizing.budget(model) if sizing else None
+        budget, shape = (sizing.budget(model), sizing.shape(model)) if sizing is not None else (None, None)
         if continuation is not None and continuation.so_far is not None:
             budget = continuation.budget
-        tokens = self._wants.prompt_tokens + self._wants.output_tokens if self._wants else 0.0
+        tokens = self._wants.prompt_tokens + self._wants.output_tokens if self._wants is not None else 0.0
         upstream = self._served.upstreams[model.name]
         self._begun += 1
-        trial = Trial(model, self._begun, upstream.start(now, tokens), now, hedge=hedge, budget=budget)
+        trial = Trial(model, self._begun, upstream.start(now, tokens), now, hedge, budget)
         ended: asyncio.Future[RelayError | None] = asyncio.get_running_loop().create_future()
         reader: StreamReader | None = None
         if request.stream:
@@ -510,7 +512,6 @@ class Exchange:
             attempt = AnswerAttempt(self, trial, ended)
         if not hedge:
             self._attempt = attempt
-        shape = sizing.shape(model) if sizing else None
         body = self.dialect.encode_request(
             request,
             model=model.upstream,
@@ -555,27 +556,19 @@ class Exchange:
 
     def _note(self, attempt: Attempt, failure: RelayError | None, upstream: Upstream) -> None:
         """Write down how an attempt went, and let the model's statistics and breaker know."""
-        now = self._pipeline.clock.now()
-        trial = attempt.trial
+        now, trial = self._pipeline.clock.now(), attempt.trial
+        name, provider, took_s = trial.model.name, trial.model.provider.name, now - trial.started_at
         ttft_s = None if attempt.committed_at is None else attempt.committed_at - trial.started_at
-        self._attempts.append(
-            AttemptRecord(
-                model=trial.model.name,
-                provider=trial.model.provider.name,
-                error=failure.code if failure else None,
-                upstream_status=attempt.status,
-                ttft_s=ttft_s,
-                duration_s=now - trial.started_at,
-                hedge=trial.hedge,
-                segment=1 if self._continuation is None else self._continuation.segment,
-            )
-        )
+        code = failure.code if failure is not None else None
+        segment = 1 if self._continuation is None else self._continuation.segment
+        record = AttemptRecord(name, provider, code, attempt.status, ttft_s, took_s, trial.hedge, segment)
+        self._attempts += (record,)
         judge(upstream, attempt, failure, now)
         if upstream.speed is not None:
             learn(upstream, attempt, failure, self._wants, now)
         route, served = self._route, self._served
         if route is not None and route.hedge is not None:
-            price = served.prices[route.name][trial.model.name]
+            price = served.prices[route.name][name]
             account(served.ledgers[route.name], price, attempt, failure, self._wants, now)
 
     def lead(self, attempt: Attempt) -> None:
@@ -718,9 +711,10 @@ class Exchange:
         self.closed = True
         attempt, head, sizing, continuation = self._attempt, self.head, self._sizing, self._continuation
         first_at = attempt.committed_at if attempt is not None else None
-        segments = 0 if first_at is None else 1
+        segments, extensions = 0 if first_at is None else 1, 0
         if continuation is not None and continuation.so_far is not None:
             segments += continuation.so_far.segments - (attempt is continuation.last)
+            extensions = min(continuation.extensions, max(segments - 1, 0))
             attempt = continuation.last if first_at is None else attempt
             first_at = continuation.began_at or first_at
         model = attempt.trial.model if attempt is not None and attempt.committed else None
@@ -734,32 +728,32 @@ class Exchange:
             outcome = Outcome.BUDGET if met_budget else Outcome.LENGTH
         else:
             outcome = Outcome.COMPLETED
-        record = RequestRecord(
-            id=self.id.decode("ascii"),
-            at=self._wall,
-            endpoint=head.path,
-            key=head.key.name if head.key else "",
-            route=self._route.name if self._route else "",
-            model=model.name if model else "",
-            provider=model.provider.name if model else "",
-            upstream_model=model.upstream if model else "",
-            stream=self._request is not None and self._request.stream,
-            status=self._status,
-            outcome=outcome,
-            error=error.code if error else None,
-            attempts=tuple(self._attempts),
-            usage=usage,
-            finish_reason=finish_reason,
-            ttft_s=None if first_at is None else first_at - self._arrived_at,
-            duration_s=self._pipeline.clock.now() - self._arrived_at,
-            policy=self._served.policy.version,
-            decision=self._decision,
-            wants=self._wants,
-            intent=sizing.label if sizing else "",
-            confidence=sizing.intent.confidence if sizing else 0.0,
-            budget=attempt.trial.budget if attempt is not None else None,
-            segments=segments,
-            extensions=0 if continuation is None else min(continuation.extensions, max(segments - 1, 0)),
+        record = RequestRecord(  # by place: fields given by name are looked for one by one, six times as long in all
+            self.id.decode("ascii"),
+            self._wall,
+            head.path,
+            head.key.name if head.key else "",
+            self._route.name if self._route else "",
+            model.name if model else "",
+            model.provider.name if model else "",
+            model.upstream if model else "",
+            self._request is not None and self._request.stream,
+            self._status,
+            outcome,
+            error.code if error else None,
+            self._attempts,
+            usage,
+            finish_reason,
+            None if first_at is None else first_at - self._arrived_at,
+            self._pipeline.clock.now() - self._arrived_at,
+            self._served.policy.version,
+            self._decision,
+            self._wants,
+            sizing.label if sizing else "",
+            sizing.intent.confidence if sizing else 0.0,
+            attempt.trial.budget if attempt is not None else None,
+            segments,
+            extensions,
         )
         # These know this exchange: no cycles are left for the collector.
         self._attempt = self._race = self._continuation = None

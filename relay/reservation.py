@@ -36,31 +36,35 @@ class Reservation:
         self._ttl_s = longest_s + LEASE_MARGIN_S
         self._leases: tuple[Lease, ...] = ()
 
-    async def take(self, tokens: int) -> None:
+    async def take(self, tokens: int, limits: KeyLimits | None = None) -> None:
         """Take the request, its stream and these tokens.
+
+        Args:
+            tokens: to take.
+            limits: those that are looked at; None is all of the key's.
 
         Raises:
             LimitExceeded: one of the limits does not allow it; nothing is taken.
         """
         key = self._key
-        refusal = await self._reserve(key.limits, tokens)
-        if refusal is not None:
+        ask = Ask(key.name, limits or key.limits, tokens, self._ttl_s)
+        verdict = await self._store.reserve(ask, self._clock.now())
+        if isinstance(verdict, Refusal):
             raise LimitExceeded(
-                f"The key {key.name!r} has used up its {refusal.limit} ({refusal.allowed}).",
-                retry_after_s=refusal.retry_after_s,
+                f"The key {key.name!r} has used up its {verdict.limit} ({verdict.allowed}).",
+                retry_after_s=verdict.retry_after_s,
             )
+        self._leases += (verdict,)
 
     async def take_more(self, tokens: int) -> bool:
         """Take more tokens for the same request. False if the key's limits do not allow it."""
         per_min = self._key.limits.tokens_per_min
-        return per_min is None or await self._reserve(KeyLimits(tokens_per_min=per_min), tokens) is None
-
-    async def _reserve(self, limits: KeyLimits, tokens: int) -> Refusal | None:
-        verdict = await self._store.reserve(Ask(self._key.name, limits, tokens, self._ttl_s), self._clock.now())
-        if isinstance(verdict, Refusal):
-            return verdict
-        self._leases += (verdict,)
-        return None
+        if per_min is not None:
+            try:
+                await self.take(tokens, KeyLimits(tokens_per_min=per_min))
+            except LimitExceeded:
+                return False
+        return True
 
     async def settle(self, tokens: int) -> None:
         """Give back what was not used.

@@ -200,7 +200,7 @@ _read_bodies = msgspec.json.Decoder(list[_Body]).decode
 _read_turn = msgspec.json.Decoder(_Turn).decode
 _read_parts = msgspec.json.Decoder(list[_Part]).decode
 _read_thinking = msgspec.json.Decoder(str | _Thinking | None).decode
-_read_usage = msgspec.json.Decoder(_Usage).decode
+_read_usage = msgspec.json.Decoder(_Usage | None).decode
 
 
 class OpenAIChat:
@@ -225,16 +225,10 @@ class OpenAIChat:
             ) from None
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise InvalidRequest(f"The request body is not valid JSON: {error}.") from None
-        return ChatRequest(
-            body=body,
-            fields=fields,
-            model=head.model,
-            stream=head.stream or False,
-            wants_usage=bool(head.stream_options and head.stream_options.include_usage),
-            max_tokens=head.max_tokens if head.max_completion_tokens is None else head.max_completion_tokens,
-            choices=head.n or 1,
-            turns=head.messages,
-        )
+        wants_usage = bool(head.stream_options and head.stream_options.include_usage)
+        max_tokens = head.max_tokens if head.max_completion_tokens is None else head.max_completion_tokens
+        stream, choices = head.stream or False, head.n or 1
+        return ChatRequest(body, fields, head.model, stream, wants_usage, max_tokens, choices, head.messages)
 
     def features(self, request: ChatRequest) -> frozenset[str]:
         """What a request uses, told from fields and from the types of its messages' parts.
@@ -330,12 +324,10 @@ class OpenAIChat:
             changes["model"] = msgspec.json.encode(model)
         if request.stream and ask_usage and not request.wants_usage:
             changes["stream_options"] = _with_usage(fields.get("stream_options"))
-        renames = {}
+        renames = None
         if max_tokens_field and max_tokens_field not in fields:
             renames = {name: max_tokens_field for name in LIMIT_FIELDS if name in fields}
-        if not changes and not renames:
-            return request.body
-        return splice(request.body, fields, changes, renames)
+        return splice(request.body, fields, changes, renames) if changes or renames else request.body
 
     def stream_reader(self, *, choices: int, hide_usage: bool) -> ChatStreamReader:
         """A reader for one attempt."""
@@ -384,15 +376,14 @@ class OpenAIChat:
             raise UpstreamProtocolError("The upstream's answer is not JSON.") from None
         if answer.error is not _NOTHING and bytes(answer.error) != b"null":
             raise _refused(bytes(answer.error), None, None)
-        choices = answer.choices or ()
-        usage = parse_usage(answer.usage)
+        usage, choices = parse_usage(answer.usage), answer.choices or [_Choice()]
         output_chars = reasoning_chars = 0
         for choice in choices:
             message = choice.message
             if message is not None and (usage is None or message.reasoning_content or message.reasoning):
                 output_chars += message.size()
                 reasoning_chars += message.reasoning_size()
-        return Answer((choices[0].finish_reason or None) if choices else None, usage, output_chars, reasoning_chars)
+        return Answer(choices[0].finish_reason or None, usage, output_chars, reasoning_chars)
 
     def parse_error(self, status: int, headers: Headers, body: bytes) -> UpstreamRefused:
         """Read `{"error": …}` in the shapes that OpenAI, vLLM, FastAPI and proxies in front of them give it."""
@@ -493,7 +484,9 @@ class ChatStreamReader:
         if self.failure is None and not hidden:
             return whole
         events = split_events(whole)[:taken]
-        return b"".join(event for index, event in enumerate(events) if index not in hidden)
+        for index in reversed(hidden):
+            del events[index]
+        return b"".join(events)
 
     def _take_each(self, whole: bytes) -> bytes:
         """Events of any form, one by one."""
@@ -617,20 +610,18 @@ def _ends_with_assistant(turns: Sequence[msgspec.Raw]) -> bool:
 
 def parse_usage(raw: msgspec.Raw) -> Usage | None:
     """Read a `usage` object; None if it is absent, null or not one."""
-    if raw is _NOTHING or bytes(raw) == b"null":
+    if raw is _NOTHING:
         return None
     try:
         usage = _read_usage(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    if usage is None:
+        return None
     prompt_details, completion_details = usage.prompt_tokens_details, usage.completion_tokens_details
     cached = prompt_details.cached_tokens if prompt_details else usage.prompt_cache_hit_tokens
-    return Usage(
-        prompt_tokens=usage.prompt_tokens or 0,
-        completion_tokens=usage.completion_tokens or 0,
-        cached_tokens=cached or 0,
-        reasoning_tokens=(completion_details.reasoning_tokens if completion_details else 0) or 0,
-    )
+    reasoning = completion_details.reasoning_tokens if completion_details else 0
+    return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0, cached or 0, reasoning or 0)
 
 
 def _shaped(request: ChatRequest, shape: Shape, max_tokens_field: str | None) -> dict[str, bytes]:

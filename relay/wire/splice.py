@@ -73,45 +73,35 @@ def splice(
     Returns:
         New JSON text; equal to `body` byte for byte outside of what was changed.
     """
-    renames = renames or {}
     quick = _search(body, fields, changes, renames) if len(body) < _SHORT and b"\\u" not in body else None
-    return _walk(body, fields, changes, renames) if quick is None else quick
+    return _walk(body, fields, changes, renames or {}) if quick is None else quick
 
 
-def _search(body: bytes, fields: Fields, changes: Mapping[str, bytes], renames: Mapping[str, str]) -> bytes | None:
+def _search(
+    body: bytes, fields: Fields, changes: Mapping[str, bytes], renames: Mapping[str, str] | None
+) -> bytes | None:
     """Searching a short text for a name is less work than walking it; None if a key might stand elsewhere too.
 
     A quoted name that occurs once in the whole text is the key, as long as no key is written with escapes. (Inside a
     string its quotes would be escaped.)
     """
-    changed: bytes | None
     for name, value in changes.items():
-        raw = fields.get(name)
-        changed = _add(body, name, value) if raw is None else _replace(body, name, raw, value)
-        if changed is None:
+        if name not in fields:
+            body = _add(body, name, value)
+            continue
+        before, key, behind = body.partition(b'"%b"' % name.encode())
+        colon = b": " if behind.startswith(b": ") else b":"  # as JSON is written
+        old = colon + fields[name]
+        if not behind.startswith(old) or key in behind:
             return None
-        body = changed
-    for name, new_name in renames.items():
+        body = b"%b%b%b%b%b" % (before, key, colon, value, behind[len(old) :])
+    for name, new_name in renames.items() if renames else ():
         if name in fields:
             key = b'"%b"' % name.encode()
             if body.count(key) != 1:
                 return None
             body = body.replace(key, msgspec.json.encode(new_name))
     return body
-
-
-def _replace(body: bytes, name: str, old: msgspec.Raw, new: bytes) -> bytes | None:
-    """Another value for a field; None if it may not be the only one of its name, or stands in odd white space."""
-    key = b'"%b"' % name.encode()
-    start = body.find(key)
-    end = start + len(key)
-    if start < 0 or body.find(key, end) >= 0:
-        return None
-    for colon in (b":", b": "):  # as JSON is written
-        if body.startswith(colon + old, end):
-            value = end + len(colon)
-            return b"%b%b%b" % (body[:value], new, body[value + len(memoryview(old)) :])
-    return None
 
 
 def _add(body: bytes, name: str, value: bytes) -> bytes:
