@@ -360,7 +360,7 @@ class StreamAttempt(Attempt):
         self._held.append(data)
         if reader.failure is not None:
             self.fail(reader.failure)
-        elif reader.output_events or reader.finished:
+        elif reader.output_chars or reader.finished:
             self._commit()
         elif sum(map(len, self._held)) > MAX_HELD_BYTES:
             self.fail(UpstreamProtocolError(f"The upstream sent {MAX_HELD_BYTES} bytes without any output."))

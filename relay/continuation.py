@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from relay.attempt import Downstream, Trial
-    from relay.dialects.base import Dialect, SoFar, StreamReader
+    from relay.dialects.base import Dialect, SoFar
     from relay.messages import Budget, ChatRequest, Usage
     from relay.policy.compiled import Model
     from relay.sizing import Sizing
@@ -83,16 +83,17 @@ class Continuation:
         downstream: Downstream,
         trial: Trial,
         ended: asyncio.Future[RelayError | None],
-        reader: StreamReader | None,
+        *,
+        hide_usage: bool,
     ) -> SegmentAttempt | PartAttempt:
-        """An attempt at the next segment; `reader` reads its stream, None if a whole answer was asked for."""
+        """An attempt at the next segment; `hide_usage` as for `relay.dialects.base.Dialect.stream_reader`."""
         budget = trial.budget
         hold_length = self._sizing is not None and self._sizing.extends and budget is not None and budget.own
-        if reader is None:
+        if not self._request.stream:
             return PartAttempt(downstream, trial, ended, self.so_far, hold_length=hold_length)
         style = trial.model.continuation
-        segments = self._dialect.segment_reader(reader, self.so_far, style, hold_length=hold_length)
-        return SegmentAttempt(downstream, trial, ended, segments)
+        reader = self._dialect.segment_reader(self.so_far, style, hide_usage=hide_usage, hold_length=hold_length)
+        return SegmentAttempt(downstream, trial, ended, reader)
 
     def shape(self, shape: Shape | None) -> Shape | None:
         """What is set in the request for the next segment: what is left of the limit, or was granted anew."""

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from relay.client import Client
-    from relay.dialects.base import Dialect, StreamReader
+    from relay.dialects.base import Dialect
     from relay.head import Head
     from relay.pipeline import Pipeline
     from relay.policy.compiled import Hedge, Model, Provider, Route
@@ -499,14 +499,12 @@ class Exchange:
         self._begun += 1
         trial = Trial(model, self._begun, upstream.start(now, tokens), now, hedge, budget)
         ended: asyncio.Future[RelayError | None] = asyncio.get_running_loop().create_future()
-        reader: StreamReader | None = None
-        if request.stream:
-            hide_usage = provider.ask_usage and not request.wants_usage
-            reader = self.dialect.stream_reader(choices=request.choices, hide_usage=hide_usage)
+        hide_usage = provider.ask_usage and not request.wants_usage
         attempt: Attempt
         if continuation is not None:
-            attempt = continuation.attempt(self, trial, ended, reader)
-        elif reader is not None:
+            attempt = continuation.attempt(self, trial, ended, hide_usage=hide_usage)
+        elif request.stream:
+            reader = self.dialect.stream_reader(choices=request.choices, hide_usage=hide_usage)
             attempt = StreamAttempt(self, trial, ended, reader)
         else:
             attempt = AnswerAttempt(self, trial, ended)

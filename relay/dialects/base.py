@@ -48,15 +48,11 @@ class StreamReader(Protocol):
 
     @property
     def output_chars(self) -> int:
-        """Characters of output seen."""
+        """Characters of real output seen: of content, reasoning, refusal or tool deltas, or of a shape not known."""
 
     @property
     def reasoning_chars(self) -> int:
         """Those of them that are reasoning."""
-
-    @property
-    def output_events(self) -> int:
-        """Events that carried real output: a content, reasoning, refusal or tool delta."""
 
     @property
     def failure(self) -> UpstreamFailure | None:
@@ -108,13 +104,15 @@ class SegmentReader(StreamReader, Protocol):
     """Reads one segment of an answer that may have several; what it returns joins the segments before it.
 
     Attributes:
-        plain: nothing but text and reasoning came, so that the answer can go on in another segment.
         held: what the client is owed if no segment follows: the terminal event and all behind it, where those of a
             limit were to be held, or the upstream's error event; b"" if nothing.
     """
 
-    plain: bool
     held: bytes
+
+    @property
+    def plain(self) -> bool:
+        """Nothing but text and reasoning came, so that the answer can go on in another segment."""
 
     def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
         """The answer with this segment.
@@ -190,7 +188,7 @@ class Dialect(Protocol):
         """
 
     def stream_reader(self, *, choices: int, hide_usage: bool) -> StreamReader:
-        """A reader for one attempt's stream of `choices` answers."""
+        """A reader for one attempt's stream of `choices` answers; usage that was not asked for is hidden."""
 
     def may_continue(self, request: ChatRequest) -> bool:
         """Whether an answer to this request can have several segments, as long as it is plain text."""
@@ -208,14 +206,14 @@ class Dialect(Protocol):
         """What `encode_request` returned, made into the request for the rest of an answer that begins with `text`."""
 
     def segment_reader(
-        self, reader: StreamReader, so_far: SoFar | None, style: Continuing, *, hold_length: bool
+        self, so_far: SoFar | None, style: Continuing, *, hide_usage: bool, hold_length: bool
     ) -> SegmentReader:
-        """A reader for one segment.
+        """A reader for one attempt's stream that is a segment.
 
         Args:
-            reader: for the attempt's stream.
             so_far: the answer before it; None for the first.
             style: how the segment was asked for.
+            hide_usage: as for `stream_reader`.
             hold_length: hold a terminal event that says that a limit was met.
         """
 

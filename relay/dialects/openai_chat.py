@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from relay.dialects.base import Answer
+from relay.dialects.openai_answers import NOTHING, ChatStreamReader, Choice, parse_usage, read_body, refused
 from relay.dialects.openai_segments import (
     FirstSegment,
     LaterSegment,
@@ -21,112 +22,33 @@ from relay.dialects.openai_segments import (
     continued,
     whole_answer,
 )
-from relay.errors import (
-    MAX_FOREIGN_TEXT,
-    InvalidRequest,
-    RelayError,
-    UpstreamFailure,
-    UpstreamProtocolError,
-    UpstreamRefused,
-    UpstreamTruncated,
-)
-from relay.messages import ChatRequest, Headers, Reasoning, Shape, Usage
+from relay.errors import InvalidRequest, RelayError, UpstreamProtocolError, UpstreamRefused
+from relay.messages import ChatRequest, Headers, Reasoning, Shape
 from relay.wire.gist import Gist, gist
 from relay.wire.prefixes import prefixes
 from relay.wire.retry_after import retry_after_s
 from relay.wire.splice import read_object, splice
-from relay.wire.sse import EventFramer, event_data, split_events
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from relay.dialects.base import SegmentReader, SoFar, StreamReader
-    from relay.messages import Continuing
+    from relay.dialects.base import SegmentReader, SoFar
+    from relay.messages import Continuing, Usage
 
-DONE = b"[DONE]"
-DONE_EVENT = b"data: [DONE]\n\n"
 LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
 """The two names of the answer's limit; the newer one wins if a client sends both."""
-
-_Loose = str | list[msgspec.Raw] | dict[str, msgspec.Raw] | None
-
-
-class _Delta(msgspec.Struct, gc=False):
-    """The parts of a message or a delta that are output. Text is a string, with Mistral sometimes a list of parts."""
-
-    content: _Loose = None
-    reasoning_content: _Loose = None  # DeepSeek, vLLM, llama.cpp, xAI
-    reasoning: _Loose = None  # OpenRouter, Groq, Ollama
-    refusal: _Loose = None
-    tool_calls: list[msgspec.Raw] | None = None
-    function_call: dict[str, msgspec.Raw] | None = None
-    audio: _Loose = None
-    images: list[msgspec.Raw] | None = None
-
-    def reasoning_size(self) -> int:
-        """Characters of reasoning that is sent along."""
-        return sum(len(part) for part in (self.reasoning_content, self.reasoning) if isinstance(part, str))
-
-    def size(self) -> int:
-        """Characters of text, and JSON characters of everything else; 0 if it is no output at all."""
-        size = 0
-        for part in (self.content, self.reasoning_content, self.reasoning, self.refusal, self.audio):
-            if part:
-                size += len(part) if isinstance(part, str) else _json_size(part)
-        for structure in (self.tool_calls, self.function_call, self.images):
-            if structure:
-                size += _json_size(structure)
-        return size
-
-
-_SILENT = (_Delta(), _Delta(content=""))
-"""How most streams begin and end: no output at all."""
-
-
-class _Choice(msgspec.Struct, gc=False):
-    index: int = 0
-    delta: _Delta | None = None
-    message: _Delta | None = None
-    finish_reason: str | None = None
-
-
-_NOTHING = msgspec.Raw()
-
-
-class _Body(msgspec.Struct, gc=False):
-    """A chunk or an answer: one shape serves both. Usage and error are read apart, so that odd ones spoil nothing."""
-
-    choices: list[_Choice] | None = None
-    usage: msgspec.Raw = _NOTHING
-    error: msgspec.Raw = _NOTHING
-
-
-class _PromptDetails(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-
-
-class _CompletionDetails(msgspec.Struct, gc=False):
-    reasoning_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-    prompt_cache_hit_tokens: int | None = None  # DeepSeek
 
 
 class _Turn(msgspec.Struct, gc=False):
     """What a model reads of a message."""
 
-    content: msgspec.Raw = _NOTHING
-    tool_calls: msgspec.Raw = _NOTHING
+    content: msgspec.Raw = NOTHING
+    tool_calls: msgspec.Raw = NOTHING
 
 
 class _Part(msgspec.Struct, gc=False):
     type: str | None = None
-    text: msgspec.Raw = _NOTHING
+    text: msgspec.Raw = NOTHING
 
 
 class _StreamOptions(msgspec.Struct, gc=False):
@@ -195,12 +117,9 @@ _IMAGE_PART = re.compile(rb'"type"\s*:\s*"image_url"')
 _AUDIO_PART = re.compile(rb'"type"\s*:\s*"input_audio"')
 _AT_FIELD = re.compile(r"(?:at `\$\.|required field `)(\w+)")
 _read_head = msgspec.json.Decoder(_Head).decode
-_read_body = msgspec.json.Decoder(_Body).decode
-_read_bodies = msgspec.json.Decoder(list[_Body]).decode
 _read_turn = msgspec.json.Decoder(_Turn).decode
 _read_parts = msgspec.json.Decoder(list[_Part]).decode
 _read_thinking = msgspec.json.Decoder(str | _Thinking | None).decode
-_read_usage = msgspec.json.Decoder(_Usage | None).decode
 
 
 class OpenAIChat:
@@ -358,25 +277,25 @@ class OpenAIChat:
         return continued(body, text, style)
 
     def segment_reader(
-        self, reader: StreamReader, so_far: SoFar | None, style: Continuing, *, hold_length: bool
+        self, so_far: SoFar | None, style: Continuing, *, hide_usage: bool, hold_length: bool
     ) -> SegmentReader:
         """See `relay.dialects.openai_segments`."""
         if so_far is None:
-            return FirstSegment(reader, hold_length=hold_length)
-        return LaterSegment(reader, so_far, anchored=style == "instruction", hold_length=hold_length)
+            return FirstSegment(hide_usage=hide_usage, hold_length=hold_length)
+        return LaterSegment(so_far, anchored=style == "instruction", hide_usage=hide_usage, hold_length=hold_length)
 
     def parse_answer(self, body: bytes) -> Answer:
         """Read a complete answer's finish reason and usage."""
         try:
-            answer = _read_body(body)
+            answer = read_body(body)
         except msgspec.ValidationError:
             # JSON, but of a shape that is not known here: it is the client's to judge.
             return Answer(finish_reason=None, usage=None, output_chars=len(body))
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             raise UpstreamProtocolError("The upstream's answer is not JSON.") from None
-        if answer.error is not _NOTHING and bytes(answer.error) != b"null":
-            raise _refused(bytes(answer.error), None, None)
-        usage, choices = parse_usage(answer.usage), answer.choices or [_Choice()]
+        if answer.error is not NOTHING and bytes(answer.error) != b"null":
+            raise refused(bytes(answer.error), None, None)
+        usage, choices = parse_usage(answer.usage), answer.choices or [Choice()]
         output_chars = reasoning_chars = 0
         for choice in choices:
             message = choice.message
@@ -399,7 +318,7 @@ class OpenAIChat:
             return UpstreamRefused(
                 f"The upstream answered with status {status}.", upstream_status=status, retry_after_s=wait_s
             )
-        return _refused(bytes(fields.get("error", body)), status, wait_s)
+        return refused(bytes(fields.get("error", body)), status, wait_s)
 
     def encode_error(self, error: RelayError) -> bytes:
         """`{"error": {"message", "type", "param", "code"}}`."""
@@ -408,192 +327,6 @@ class OpenAIChat:
     def encode_error_event(self, error: RelayError) -> bytes:
         """One `data:` event, which the OpenAI SDKs raise as an APIError."""
         return b"data: %b\n\n" % self.encode_error(error)
-
-
-class ChatStreamReader:
-    """See `relay.dialects.base.StreamReader`.
-
-    A terminal event is a finish reason for each choice asked for, or `[DONE]` behind some output: one provider
-    (Snowflake Cortex) ends its streams with that alone.
-    """
-
-    __slots__ = (
-        "_choices",
-        "_ended",
-        "_framer",
-        "_hide_usage",
-        "_usage",
-        "done",
-        "failure",
-        "finish_reason",
-        "finished",
-        "output_chars",
-        "output_events",
-        "reasoning_chars",
-    )
-
-    def __init__(self, *, choices: int, hide_usage: bool) -> None:
-        self._framer = EventFramer()
-        self._choices = choices
-        self._hide_usage = hide_usage
-        self._ended: set[int] = set()
-        self._usage = _NOTHING
-        self.done = False
-        self.finished = False
-        self.finish_reason: str | None = None
-        self.output_chars = 0
-        self.output_events = 0
-        self.reasoning_chars = 0
-        self.failure: UpstreamFailure | None = None
-
-    @property
-    def usage(self) -> Usage | None:
-        """The last usage seen (some providers send a running one with every chunk)."""
-        return parse_usage(self._usage)
-
-    def feed(self, data: bytes) -> bytes:
-        """See `StreamReader.feed`. Nothing goes on behind `[DONE]` or a failure."""
-        if self.done or self.failure is not None:
-            return b""
-        try:
-            whole = self._framer.feed(data)
-        except UpstreamProtocolError as error:
-            self.failure = error
-            return b""
-        if not whole:
-            return b""
-        if whole.find(b"\n\n") == len(whole) - 2 and b"\r" not in whole:  # one event, as nearly always
-            return whole if self._take(whole) else b""
-        bodies = _read_together(whole)
-        return self._take_each(whole) if bodies is None else self._take_together(whole, bodies)
-
-    def _take_together(self, whole: bytes, bodies: list[_Body]) -> bytes:
-        """Events that were read in one go; a `[DONE]` may follow them."""
-        hidden = []
-        taken = 0
-        for body in bodies:
-            if not self._take_body(body):
-                hidden.append(taken)
-            taken += 1
-            if self.failure is not None:
-                break
-        if self.failure is None and whole.endswith(DONE_EVENT):
-            if not self._take_done():
-                hidden.append(taken)
-            taken += 1
-        if self.failure is None and not hidden:
-            return whole
-        events = split_events(whole)[:taken]
-        for index in reversed(hidden):
-            del events[index]
-        return b"".join(events)
-
-    def _take_each(self, whole: bytes) -> bytes:
-        """Events of any form, one by one."""
-        kept = []
-        for event in split_events(whole):
-            if self._take(event):
-                kept.append(event)
-            if self.done or self.failure is not None:
-                break
-        return b"".join(kept)
-
-    def end(self) -> bytes:
-        """See `StreamReader.end`. A last event whose blank line is missing counts if it is whole."""
-        rest = self._framer.rest()
-        owed = b""
-        if rest.strip() and not self.done and self.failure is None:
-            rest += b"\n\n"
-            owed = rest if self._take(rest) else b""
-        if isinstance(self.failure, UpstreamRefused):
-            raise self.failure
-        if not self.finished:
-            raise UpstreamTruncated("The upstream closed the stream before the answer was complete.")
-        if self.done:
-            return owed
-        self.done = True
-        return owed + DONE_EVENT
-
-    def _take(self, event: bytes) -> bool:
-        """Read one event; False if the client is not to see it.
-
-        Nearly all are one line of JSON behind `data: `, whose line ends JSON takes for white space. What that does not
-        fit is looked at closely.
-        """
-        if event.startswith(b"data: "):
-            try:
-                return self._take_body(_read_body(event[6:]))
-            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-                pass
-        data = event_data(event)
-        if data is None:
-            return True
-        if data == DONE:
-            return self._take_done()
-        try:
-            return self._take_body(_read_body(data))
-        except msgspec.ValidationError:
-            # JSON of a shape that is not known here goes on, and counts as output rather than as silence.
-            self.output_events += 1
-            return True
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            self.failure = UpstreamProtocolError("The upstream sent an event that is not JSON.")
-            return False
-
-    def _take_body(self, body: _Body) -> bool:
-        usage, choices = body.usage, body.choices
-        counted = usage is not _NOTHING and bytes(usage) != b"null"
-        if counted:
-            self._usage = usage
-        if body.error is not _NOTHING and bytes(body.error) != b"null":
-            self.failure = _refused(bytes(body.error), None, None)
-            return True
-        if not choices:
-            return not (counted and self._hide_usage)
-        for choice in choices:
-            if choice.finish_reason:  # some servers send an empty one with every chunk
-                self._end_choice(choice.index, choice.finish_reason)
-            delta = choice.delta
-            if delta is None:
-                continue
-            text = delta.content
-            if text and text.__class__ is str:
-                size = len(text)
-            elif delta in _SILENT:
-                continue
-            else:
-                size = delta.size()
-                self.reasoning_chars += delta.reasoning_size() if size else 0
-            if size:
-                self.output_chars += size
-                self.output_events += 1
-        return True
-
-    def _end_choice(self, index: int, reason: str) -> None:
-        if self.finish_reason is None:
-            self.finish_reason = reason
-        self._ended.add(index)
-        self.finished = len(self._ended) >= self._choices
-
-    def _take_done(self) -> bool:
-        """`[DONE]` is passed on only where something ended: a dead upstream never becomes a clean end."""
-        if not self.finished and not self.output_events:
-            return False
-        self.finished = True
-        self.done = True
-        return True
-
-
-def _read_together(whole: bytes) -> list[_Body] | None:
-    """Events as one JSON array, in one call; None unless each is one line behind `data: `, but for a last `[DONE]`."""
-    if b"\r" in whole or not whole.startswith(b"data: "):
-        return None
-    lines = whole.removesuffix(DONE_EVENT)
-    try:
-        bodies = _read_bodies(b"[%b]" % lines[6:-2].replace(b"\n\ndata: ", b","))
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None
-    return bodies if len(bodies) == lines.count(b"\n\n") else None  # else what is JSON together is not JSON apart
 
 
 class _Role(msgspec.Struct, gc=False):
@@ -606,22 +339,6 @@ def _ends_with_assistant(turns: Sequence[msgspec.Raw]) -> bool:
         return msgspec.json.decode(turns[-1], type=_Role).role == "assistant"
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, IndexError):
         return False
-
-
-def parse_usage(raw: msgspec.Raw) -> Usage | None:
-    """Read a `usage` object; None if it is absent, null or not one."""
-    if raw is _NOTHING:
-        return None
-    try:
-        usage = _read_usage(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    if usage is None:
-        return None
-    prompt_details, completion_details = usage.prompt_tokens_details, usage.completion_tokens_details
-    cached = prompt_details.cached_tokens if prompt_details else usage.prompt_cache_hit_tokens
-    reasoning = completion_details.reasoning_tokens if completion_details else 0
-    return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0, cached or 0, reasoning or 0)
 
 
 def _shaped(request: ChatRequest, shape: Shape, max_tokens_field: str | None) -> dict[str, bytes]:
@@ -672,39 +389,6 @@ def _with_usage(options: msgspec.Raw | None) -> bytes:
     if options is None or bytes(options) == b"null":
         return b'{"include_usage":true}'
     return splice(bytes(options), read_object(options), {"include_usage": b"true"})
-
-
-def _json_size(value: Sequence[msgspec.Raw] | dict[str, msgspec.Raw]) -> int:
-    raws = value.values() if isinstance(value, dict) else value
-    return sum(len(bytes(raw)) for raw in raws)
-
-
-class _ErrorFields(msgspec.Struct, gc=False):
-    """`{"message", "type", "param", "code"}`; FastAPI says `detail`, and some servers number their codes."""
-
-    message: str | None = None
-    detail: str | None = None
-    type: str | None = None
-    param: str | None = None
-    code: str | int | None = None
-
-
-def _refused(error: bytes, status: int | None, wait_s: float | None) -> UpstreamRefused:
-    """Read an error object, or a bare string in its place."""
-    try:
-        read = msgspec.json.decode(error, type=_ErrorFields | str)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        read = _ErrorFields()
-    fields = _ErrorFields(message=read) if isinstance(read, str) else read
-    fallback = f"The upstream answered with status {status}." if status else "The upstream sent an error."
-    return UpstreamRefused(
-        (fields.message or fields.detail or fallback)[:MAX_FOREIGN_TEXT],
-        upstream_status=status,
-        upstream_type=fields.type,
-        upstream_code=None if fields.code is None else str(fields.code),
-        retry_after_s=wait_s,
-        param=fields.param,
-    )
 
 
 def _error_object(error: RelayError) -> dict[str, str | None]:

@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from relay.dialects.base import SoFar
+from relay.dialects.openai_answers import (
+    ChatStreamReader,
+    read_bodies,
+    read_body,
+    read_plain_bodies,
+    read_plain_body,
+)
 from relay.errors import UpstreamRefused
 from relay.wire.seam import Seam, anchor
 from relay.wire.splice import Fields, read_object, splice
 from relay.wire.sse import event_data, split_events
 
 if TYPE_CHECKING:
-    from relay.dialects.base import StreamReader
-    from relay.errors import UpstreamFailure
     from relay.messages import Continuing, Usage
 
 INSTRUCTION = (
@@ -29,11 +34,11 @@ INSTRUCTION = (
 )
 """For models that take no beginning of an answer. The last words let the seam be found, spaces included."""
 
-_KEPT_BYTES = 16 * 1024
-"""Of a first segment's events that wait to be read: some 70, which take less than 0.1 ms together."""
-
 MAX_CHARS = 1024 * 1024
-"""Of an answer's text that is kept so that it can go on: a quarter of a million tokens. A longer one cannot."""
+"""Of an answer whose text is kept so that it can go on: a quarter of a million tokens. A longer one cannot."""
+
+_MAX_PIECES = 256
+"""Of a text, one for each delta, before they are put together: each takes 50 bytes more than its characters."""
 
 _MARKS = ("id", "object", "created", "model", "system_fingerprint")
 """What is the same in every chunk of an answer."""
@@ -46,27 +51,6 @@ _EMPTY = (b"null", b'""', b"[]", b"{}")
 _NULL = msgspec.Raw(b"null")
 
 
-class _PlainDelta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """Nothing but text; most are of this shape."""
-
-    role: str | None = None
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    refusal: None = None
-    tool_calls: None = None
-    function_call: None = None
-
-
-class _PlainChoice(msgspec.Struct, gc=False):
-    delta: _PlainDelta
-
-
-class _PlainChunk(msgspec.Struct, gc=False):
-    choices: list[_PlainChoice]
-
-
-_read_plain = msgspec.json.Decoder(list[_PlainChunk]).decode
 _read_choices = msgspec.json.Decoder(list[Fields]).decode
 _read_text = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.encode
@@ -103,67 +87,17 @@ def continued(body: bytes, text: str, style: Continuing) -> bytes:
     return splice(body, fields, changes)
 
 
-class _Segment:
+class _Segment(ChatStreamReader):
     """What a first segment and a later one have in common; see `relay.dialects.base.SegmentReader`."""
 
-    __slots__ = ("_chars", "_hold_length", "_inner", "_mark", "_text", "held", "plain")
+    __slots__ = ("_hold_length", "_mark", "_text", "held")
 
-    def __init__(self, inner: StreamReader, mark: Fields, *, hold_length: bool) -> None:
-        self._inner = inner
+    def __init__(self, mark: Fields, *, hide_usage: bool, hold_length: bool) -> None:
+        super().__init__(choices=1, hide_usage=hide_usage)
         self._hold_length = hold_length
         self._mark = mark
-        self._text: list[str] = []
-        self._chars = 0
-        self.plain = True
+        self._text: list[str] = []  # what the client has
         self.held = b""
-
-    @property
-    def finished(self) -> bool:
-        """See `StreamReader`."""
-        return self._inner.finished
-
-    @property
-    def done(self) -> bool:
-        """See `StreamReader`."""
-        return self._inner.done
-
-    @property
-    def finish_reason(self) -> str | None:
-        """See `StreamReader`."""
-        return self._inner.finish_reason
-
-    @property
-    def output_chars(self) -> int:
-        """See `StreamReader`."""
-        return self._inner.output_chars
-
-    @property
-    def reasoning_chars(self) -> int:
-        """See `StreamReader`."""
-        return self._inner.reasoning_chars
-
-    @property
-    def output_events(self) -> int:
-        """See `StreamReader`."""
-        return self._inner.output_events
-
-    @property
-    def failure(self) -> UpstreamFailure | None:
-        """See `StreamReader`."""
-        return self._inner.failure
-
-    @property
-    def usage(self) -> Usage | None:
-        """Of this segment."""
-        return self._inner.usage
-
-    def feed(self, data: bytes) -> bytes:
-        """See `StreamReader.feed`."""
-        return self._sorted(self._inner.feed(data))
-
-    def end(self) -> bytes:
-        """See `StreamReader.end`."""
-        return self._sorted(self._inner.end())
 
     def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
         """See `SegmentReader.so_far`."""
@@ -173,15 +107,6 @@ class _Segment:
             usage=before.usage.continued(usage) if before else usage,
             segments=(before.segments if before else 0) + 1,
         )
-
-    def _keep(self, text: str) -> None:
-        """Remember what the client has."""
-        self._chars += len(text)
-        if self._chars <= MAX_CHARS:
-            self._text.append(text)
-        else:
-            self._text.clear()
-            self.plain = False
 
     def _sorted(self, whole: bytes) -> bytes:
         """What of some events goes on now; the others are held."""
@@ -206,77 +131,116 @@ class _Segment:
 
 
 class FirstSegment(_Segment):
-    """The beginning of an answer. Events go on untouched; they are read when there are many, or at the end."""
+    """The beginning of an answer. Events go on untouched, but for an end that need not be the answer's.
 
-    __slots__ = ("_kept", "_kept_bytes")
+    The text is that of the deltas, as they are read anyway, for as long as they are nothing but text. What else a
+    continuation needs is looked for when there is one.
+    """
 
-    def __init__(self, inner: StreamReader, *, hold_length: bool) -> None:
-        super().__init__(inner, {}, hold_length=hold_length)
-        self._kept: list[bytes] = []
-        self._kept_bytes = 0
+    __slots__ = ("_beginning",)
+
+    def __init__(self, *, hide_usage: bool, hold_length: bool) -> None:
+        super().__init__({}, hide_usage=hide_usage, hold_length=hold_length)
+        self._said = []
+        self._read_one, self._read_many = read_plain_body, read_plain_bodies
+        self._beginning = b""  # events among which the mark has not been looked for yet
+
+    @property
+    def plain(self) -> bool:
+        """See `SegmentReader.plain`."""
+        return self._said is not None
 
     def feed(self, data: bytes) -> bytes:
         """See `StreamReader.feed`."""
-        inner = self._inner
-        whole = inner.feed(data)
-        if inner.finish_reason is not None or inner.failure is not None:
-            self._read_kept()
-            return self._sorted(whole)
-        if whole and self.plain:
-            self._kept.append(whole)
-            self._kept_bytes += len(whole)
-            if self._kept_bytes > _KEPT_BYTES:
-                self._read_kept()
-        return whole
+        if self._beginning:
+            self._find_mark()
+        whole = super().feed(data)
+        if not self._mark:
+            self._beginning = whole
+        said = self._said
+        if said is not None and (len(said) >= _MAX_PIECES or self.output_chars > MAX_CHARS):
+            self._put_together(said)
+        return whole if self.finish_reason is None and self.failure is None else self._ending(whole)
+
+    def end(self) -> bytes:
+        """See `StreamReader.end`."""
+        return self._ending(super().end())
 
     def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
         """See `SegmentReader.so_far`."""
-        self._read_kept()
+        self._find_mark()
+        if self._said is not None:
+            self._put_together(self._said)
         return super().so_far(before, usage)
 
-    def _read_kept(self) -> None:
-        kept = b"".join(self._kept)
-        self._kept.clear()
-        self._kept_bytes = 0
-        text = _plain_text(kept) if self._mark else None  # the mark is in the first of all
-        if text is not None:
-            self._keep(text)
-            return
-        for event in split_events(kept):
-            self._pass(event)
+    def _ending(self, whole: bytes) -> bytes:
+        """What of the last events goes on, although they may not be the last."""
+        at_limit = self._hold_length and self.finish_reason == "length"
+        return self._sorted(whole) if at_limit or self.failure is not None else whole
+
+    def _find_mark(self) -> None:
+        """The first chunk that has choices tells by which fields the answer is named."""
+        for event in split_events(self._beginning):
+            opened = _open(event)
+            if opened is not None and opened[1]:
+                self._mark = {name: value for name, value in opened[0].items() if name in _MARKS}
+                break
+        self._beginning = b""
+
+    def _put_together(self, said: list[str]) -> None:
+        if self.output_chars <= MAX_CHARS:
+            self._text.append("".join(said))
+            said.clear()
+        else:
+            self._forget()
+
+    def _forget(self) -> None:
+        """This answer will not go on."""
+        self._said = None
+        self._text.clear()
+        self._read_one, self._read_many = read_body, read_bodies
+
+    def _take_closely(self, event: bytes) -> bool:
+        if self._said is not None and not _is_plain(event):
+            self._forget()
+        return super()._take_closely(event)
 
     def _pass(self, event: bytes) -> bytes:
-        opened = _open(event)
+        opened = _open(event) if b'"length"' in event and not self.held else None
         if opened is None:
             return event
         fields, choices = opened
-        if choices and not self._mark:
-            self._mark = {name: fields[name] for name in _MARKS if name in fields}
         for choice in choices:
-            delta = _delta(choice)
-            text = _content(delta)
-            if text is None or _tells_more(delta):
-                self.plain = False
-            elif text:
-                self._keep(text)
-            if self._hold_length and bytes(choice.get("finish_reason", b"")) == b'"length"':
-                if not text:
-                    self.held = event
-                    return b""
-                self.held = _event({**fields, "choices": _raw([{**choice, "delta": msgspec.Raw(b"{}")}])})
-                return self._chunk(text)
+            if bytes(choice.get("finish_reason", _NULL)) != b'"length"':
+                continue
+            text = _content(_delta(choice))
+            if not text:
+                self.held = event
+                return b""
+            self._find_mark()
+            self.held = _event({**fields, "choices": _raw([{**choice, "delta": msgspec.Raw(b"{}")}])})
+            return self._chunk(text)
         return event
 
 
 class LaterSegment(_Segment):
     """The rest of an answer, or some of it."""
 
-    __slots__ = ("_seam", "_so_far")
+    __slots__ = ("_seam", "_so_far", "plain")
 
-    def __init__(self, inner: StreamReader, so_far: SoFar, *, anchored: bool, hold_length: bool) -> None:
-        super().__init__(inner, so_far.mark, hold_length=hold_length)
+    def __init__(self, so_far: SoFar, *, anchored: bool, hide_usage: bool, hold_length: bool) -> None:
+        super().__init__(so_far.mark, hide_usage=hide_usage, hold_length=hold_length)
         self._so_far = so_far
         self._seam = Seam(so_far.text, anchored=anchored)
+        self.plain = True
+
+    def feed(self, data: bytes) -> bytes:
+        """See `StreamReader.feed`."""
+        return self._sorted(super().feed(data))
+
+    def end(self) -> bytes:
+        """See `StreamReader.end`."""
+        return self._sorted(super().end())
 
     def _pass(self, event: bytes) -> bytes:
         opened = _open(event)
@@ -308,7 +272,7 @@ class LaterSegment(_Segment):
 
     def _joined(self, fields: Fields, *, counted: bool) -> Fields:
         """A chunk's fields under the first segment's name, and with the usage of all."""
-        if counted and (usage := self._inner.usage) is not None:
+        if counted and (usage := self.usage) is not None:
             fields["usage"] = _usage_object(self._so_far.usage.continued(usage))
         return {**self._mark, **{name: value for name, value in fields.items() if name not in _MARKS}}
 
@@ -328,6 +292,13 @@ class LaterSegment(_Segment):
             return ""
         delta.pop("content", None)
         return self._seam.feed(text) if text else ""
+
+    def _keep(self, text: str) -> None:
+        """Remember what the client has."""
+        self._text.append(text)
+        if self.output_chars > MAX_CHARS:
+            self._text.clear()
+            self.plain = False
 
     def _rest(self) -> bytes:
         """What waits behind the seam, where an answer ends without a finish reason."""
@@ -378,15 +349,6 @@ def whole_answer(so_far: SoFar, last: bytes) -> bytes:
     return splice(first, fields, {"choices": new_choices, "usage": bytes(_usage_object(usage))})
 
 
-def _plain_text(events: bytes) -> str | None:
-    """The text of chunks, read as one JSON array; None unless each is one line behind `data: ` and nothing but text."""
-    try:
-        chunks = _read_plain(b"[%b]" % events[6:-2].replace(b"\n\ndata: ", b","))
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None
-    return "".join([choice.delta.content or "" for chunk in chunks for choice in chunk.choices])
-
-
 def _open(event: bytes) -> tuple[Fields, list[Fields]] | None:
     """A chunk's fields and its choices; None if it is none."""
     data = event_data(event)
@@ -415,6 +377,13 @@ def _content(delta: Fields) -> str | None:
         return _read_text(raw)
     except msgspec.ValidationError:
         return None
+
+
+def _is_plain(event: bytes) -> bool:
+    """Whether there is nothing but text in an event."""
+    opened = _open(event)
+    deltas = [_delta(choice) for choice in opened[1]] if opened is not None else ()
+    return not any(_content(delta) is None or _tells_more(delta) for delta in deltas)
 
 
 def _tells_more(delta: Fields) -> bool:

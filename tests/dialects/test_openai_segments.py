@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -23,8 +24,7 @@ USED = Usage(7, 2)
 
 def reader(so_far=None, *, style="prefix", hold_length=True, hide_usage=False):
     """A segment's reader, for a client that asked for the usage unless it is hidden."""
-    inner = DIALECT.stream_reader(choices=1, hide_usage=hide_usage)
-    return DIALECT.segment_reader(inner, so_far, style, hold_length=hold_length)
+    return DIALECT.segment_reader(so_far, style, hide_usage=hide_usage, hold_length=hold_length)
 
 
 def begun(*events: bytes, **options: Any):
@@ -112,14 +112,14 @@ def test_which_answers_may_have_segments(fields, may):
 @given(st.lists(st.integers(1, 400), max_size=20))
 def test_first_segment_goes_on_as_it_came(cuts):
     """Whatever the cuts, no byte of an answer that ends by itself is touched or held."""
-    stream = ROLE + HELLO + b": ping\n\n" + WORLD * 200 + STOP + USAGE + DONE
+    stream = ROLE + HELLO + b": ping\n\n" + WORLD * 300 + STOP + USAGE + DONE
     first, passed, rest = reader(), b"", stream
     for size in cuts:
         passed += first.feed(rest[:size])
         rest = rest[size:]
     assert passed + first.feed(rest) == stream
     assert (first.held, first.plain, first.usage) == (b"", True, USED)
-    assert first.so_far(None, USED).text == "hello" + " world" * 200
+    assert first.so_far(None, USED).text == "hello" + " world" * 300
 
 
 def test_end_at_a_limit_is_held():
@@ -190,6 +190,13 @@ def test_answer_that_is_more_than_text_is_not_plain(delta, later):
     segment.so_far(None, USED)
     assert not segment.plain
     assert values(passed)[-1]["choices"][0]["delta"] == delta
+
+
+def test_answer_of_a_shape_not_known_is_not_plain():
+    """What its client makes of it cannot be told."""
+    first, odd = reader(), chat.event({"choices": [{"index": "0", "delta": {"content": "hello"}}]})
+    assert first.feed(ROLE + odd) == ROLE + odd
+    assert not first.plain
 
 
 def test_answer_too_long_to_go_on_is_not_kept():
@@ -289,27 +296,53 @@ def test_comments_and_unknown_events_go_on():
     assert later.feed(b": ping\n\n" + odd) == b": ping\n\n" + odd
 
 
-@given(
-    st.lists(
-        st.sampled_from(
-            [
-                HELLO,
-                WORLD,
-                b": ping\n\n",
-                HELLO.replace(b"\n\n", b"\r\n\r\n"),
-                chat.chunk({"content": "n\u00fc\n\n", "tool_calls": None}),
-                chat.chunk({"content": "data: ", "surplus": None}),
-                chat.event({"choices": []}),
-            ]
-        ),
-        max_size=200,
-    )
+DELTAS: list[dict[str, Any]] = [
+    {"content": "hello"},
+    {"content": 'n\u00fc\n\n"', "tool_calls": None, "refusal": None},
+    {"content": "data: ", "surplus": None},
+    {"role": "assistant", "content": "", "tool_calls": [], "refusal": ""},
+    {"content": None, "reasoning_content": "hm", "reasoning_details": [{}]},
+    {"content": "a", "reasoning": "hm"},
+    {},
+]
+"""What is plain text, in various shapes."""
+MORE: list[dict[str, Any]] = [
+    {"content": [{"type": "text", "text": "a"}]},
+    {"content": "a", "tool_calls": [{"index": 0}]},
+    {"content": "a", "surplus": 1},
+    {"refusal": "No"},
+]
+"""What is more."""
+BETWEEN = [b": ping\n\n", chat.event({"choices": []}), b"event: x\ndata: {}\n\n"]
+EVENTS = st.one_of(
+    st.sampled_from(DELTAS).map(chat.chunk),
+    st.sampled_from(DELTAS).map(chat.chunk).map(lambda event: event.replace(b"\n\n", b"\r\n\r\n")),
+    st.sampled_from(BETWEEN),
 )
-def test_text_is_kept_whatever_the_events_look_like(events):
-    """Read together or one by one, the text so far is what the client was sent."""
-    first = reader()
-    first.feed(ROLE)
-    passed = b"".join(map(first.feed, events))
-    plain = passed.replace(b"\r\n\r\n", b"\n\n").replace(b": ping\n\n", b"")
-    assert first.so_far(None, USED).text == text(plain)
-    assert first.plain
+
+
+@given(st.lists(EVENTS, max_size=300), st.sampled_from([None, *MORE]), st.data())
+def test_text_is_kept_whatever_the_events_look_like(events, more, data):
+    """However events are read, one by one or together, what is known in the end is what each by itself says."""
+    if more is not None:
+        events.insert(data.draw(st.integers(0, len(events))), chat.chunk(more))
+    stream = b"".join(events)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
+    whole, alone = reader(), DIALECT.stream_reader(choices=1, hide_usage=False)
+    passed = b"".join(whole.feed(stream[start:end]) for start, end in itertools.pairwise([0, *cuts, len(stream)]))
+    assert passed + whole.feed(STOP) == stream + STOP
+    for event in [*events, STOP]:
+        alone.feed(event)
+    assert (whole.output_chars, whole.reasoning_chars) == (alone.output_chars, alone.reasoning_chars)
+    so_far = whole.so_far(None, USED)
+    assert whole.plain == (more is None)
+    if more is None:
+        said = [json.loads(event[6:])["choices"] for event in events if event.startswith(b"data")]
+        assert so_far.text == "".join(choice["delta"].get("content") or "" for choices in said for choice in choices)
+    if any(b'"index"' in event for event in events):
+        assert {name: json.loads(bytes(value)) for name, value in so_far.mark.items()} == {
+            "id": "c1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": "m",
+        }

@@ -1,0 +1,373 @@
+"""OpenAI Chat Completions answers as upstreams send them: whole bodies, streams, usage, errors.
+
+A stream goes through byte for byte and loses at most the usage chunk that its client did not ask for. What is read is
+read from a copy. Source: platform.openai.com/docs/api-reference/chat; where servers differ from it, a comment says so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from relay.errors import MAX_FOREIGN_TEXT, UpstreamFailure, UpstreamProtocolError, UpstreamRefused, UpstreamTruncated
+from relay.messages import Usage
+from relay.wire.sse import EventFramer, event_data, split_events
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+DONE = b"[DONE]"
+DONE_EVENT = b"data: [DONE]\n\n"
+
+_NoList = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=0)]
+_Loose = str | list[msgspec.Raw] | dict[str, msgspec.Raw] | None
+
+
+class Delta(msgspec.Struct, gc=False):
+    """The parts of a message or a delta that are output. Text is a string, with Mistral sometimes a list of parts."""
+
+    content: _Loose = None
+    reasoning_content: _Loose = None  # DeepSeek, vLLM, llama.cpp, xAI
+    reasoning: _Loose = None  # OpenRouter, Groq, Ollama
+    refusal: _Loose = None
+    tool_calls: list[msgspec.Raw] | None = None
+    function_call: dict[str, msgspec.Raw] | None = None
+    audio: _Loose = None
+    images: list[msgspec.Raw] | None = None
+
+    def reasoning_size(self) -> int:
+        """Characters of reasoning that is sent along."""
+        return sum(len(part) for part in (self.reasoning_content, self.reasoning) if isinstance(part, str))
+
+    def size(self) -> int:
+        """Characters of text, and JSON characters of everything else; 0 if it is no output at all."""
+        size = 0
+        for part in (self.content, self.reasoning_content, self.reasoning, self.refusal, self.audio):
+            if part:
+                size += len(part) if isinstance(part, str) else _json_size(part)
+        for structure in (self.tool_calls, self.function_call, self.images):
+            if structure:
+                size += _json_size(structure)
+        return size
+
+
+_SILENT = (Delta(), Delta(content=""))
+"""How most streams begin and end: no output at all."""
+
+
+class Choice(msgspec.Struct, gc=False):
+    """One of the answers that were asked for, or a piece of it."""
+
+    index: int = 0
+    delta: Delta | None = None
+    message: Delta | None = None
+    finish_reason: str | None = None
+
+
+NOTHING = msgspec.Raw()
+
+
+class Body(msgspec.Struct, gc=False):
+    """A chunk or an answer: one shape serves both. Usage and error are read apart, so that odd ones spoil nothing."""
+
+    choices: list[Choice] | None = None
+    usage: msgspec.Raw = NOTHING
+    error: msgspec.Raw = NOTHING
+
+
+class PlainDelta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """A delta that is nothing but text; most are of this shape. What else it may name is empty."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    reasoning_details: list[msgspec.Raw] | None = None
+    refusal: None = None
+    tool_calls: _NoList | None = None
+    function_call: None = None
+
+    def reasoning_size(self) -> int:
+        """See `Delta`."""
+        return len(self.reasoning_content or "") + len(self.reasoning or "")
+
+    def size(self) -> int:
+        """See `Delta`."""
+        return len(self.content or "") + self.reasoning_size()
+
+
+class PlainChoice(msgspec.Struct, gc=False):
+    """As `Choice`."""
+
+    index: int = 0
+    delta: PlainDelta | None = None
+    finish_reason: str | None = None
+
+
+class PlainBody(msgspec.Struct, gc=False):
+    """As `Body`, of a chunk."""
+
+    choices: list[PlainChoice] | None = None
+    usage: msgspec.Raw = NOTHING
+    error: msgspec.Raw = NOTHING
+
+
+class _PromptDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    prompt_cache_hit_tokens: int | None = None  # DeepSeek
+
+
+AnyBody = Body | PlainBody
+
+read_body = msgspec.json.Decoder(Body).decode
+read_bodies = msgspec.json.Decoder(list[Body]).decode
+read_plain_body = msgspec.json.Decoder(PlainBody).decode
+read_plain_bodies = msgspec.json.Decoder(list[PlainBody]).decode
+_read_usage = msgspec.json.Decoder(_Usage | None).decode
+
+
+class ChatStreamReader:
+    """See `relay.dialects.base.StreamReader`.
+
+    A terminal event is a finish reason for each choice asked for, or `[DONE]` behind some output: one provider
+    (Snowflake Cortex) ends its streams with that alone.
+    """
+
+    __slots__ = (
+        "_choices",
+        "_ended",
+        "_framer",
+        "_hide_usage",
+        "_read_many",
+        "_read_one",
+        "_said",
+        "_usage",
+        "done",
+        "failure",
+        "finish_reason",
+        "finished",
+        "output_chars",
+        "reasoning_chars",
+    )
+
+    def __init__(self, *, choices: int, hide_usage: bool) -> None:
+        self._framer = EventFramer()
+        self._choices = choices
+        self._hide_usage = hide_usage
+        self._read_one: Callable[[bytes], AnyBody] = read_body
+        self._read_many: Callable[[bytes], Sequence[AnyBody]] = read_bodies
+        self._said: list[str] | None = None  # the text, delta by delta, where it is kept and known
+        self._ended: set[int] = set()
+        self._usage = NOTHING
+        self.done = False
+        self.finished = False
+        self.finish_reason: str | None = None
+        self.output_chars = 0
+        self.reasoning_chars = 0
+        self.failure: UpstreamFailure | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """The last usage seen (some providers send a running one with every chunk)."""
+        return parse_usage(self._usage)
+
+    def feed(self, data: bytes) -> bytes:
+        """See `StreamReader.feed`. Nothing goes on behind `[DONE]` or a failure."""
+        if self.done or self.failure is not None:
+            return b""
+        try:
+            whole = self._framer.feed(data)
+        except UpstreamProtocolError as error:
+            self.failure = error
+            return b""
+        if not whole:
+            return b""
+        if whole.find(b"\n\n") == len(whole) - 2 and b"\r" not in whole:  # one event, as nearly always
+            return whole if self._take(whole) else b""
+        bodies = self._read_together(whole)
+        return self._take_each(whole) if bodies is None else self._take_together(whole, bodies)
+
+    def end(self) -> bytes:
+        """See `StreamReader.end`. A last event whose blank line is missing counts if it is whole."""
+        rest = self._framer.rest()
+        owed = b""
+        if rest.strip() and not self.done and self.failure is None:
+            rest += b"\n\n"
+            owed = rest if self._take(rest) else b""
+        if isinstance(self.failure, UpstreamRefused):
+            raise self.failure
+        if not self.finished:
+            raise UpstreamTruncated("The upstream closed the stream before the answer was complete.")
+        if self.done:
+            return owed
+        self.done = True
+        return owed + DONE_EVENT
+
+    def _read_together(self, whole: bytes) -> Sequence[AnyBody] | None:
+        """Events as one JSON array; None unless each is one line behind `data: `, but for a last `[DONE]`."""
+        if b"\r" in whole or not whole.startswith(b"data: "):
+            return None
+        lines = whole.removesuffix(DONE_EVENT)
+        try:
+            bodies = self._read_many(b"[%b]" % lines[6:-2].replace(b"\n\ndata: ", b","))
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return None
+        return bodies if len(bodies) == lines.count(b"\n\n") else None  # else what is JSON together is not JSON apart
+
+    def _take_together(self, whole: bytes, bodies: Sequence[AnyBody]) -> bytes:
+        """Events that were read in one go; a `[DONE]` may follow them."""
+        hidden = self._take_bodies(bodies)
+        if whole.endswith(DONE_EVENT) and not (self.failure is None and self._take_done()):
+            hidden.append(len(bodies))
+        if not hidden:
+            return whole
+        events = split_events(whole)
+        for number in reversed(hidden):
+            del events[number]
+        return b"".join(events)
+
+    def _take_each(self, whole: bytes) -> bytes:
+        """Events of any form, one by one."""
+        kept = []
+        for event in split_events(whole):
+            if self._take(event):
+                kept.append(event)
+            if self.done or self.failure is not None:
+                break
+        return b"".join(kept)
+
+    def _take(self, event: bytes) -> bool:
+        """Read one event; False if the client is not to see it.
+
+        Nearly all are one line of JSON behind `data: `, whose line ends JSON takes for white space.
+        """
+        if event.startswith(b"data: "):
+            try:
+                body = self._read_one(event[6:])
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+                pass
+            else:
+                return not self._take_bodies((body,))
+        return self._take_closely(event)
+
+    def _take_closely(self, event: bytes) -> bool:
+        """As `_take`, an event that it does not know at a glance."""
+        data = event_data(event)
+        if data is None:
+            return True
+        if data == DONE:
+            return self._take_done()
+        try:
+            body = read_body(data)
+        except msgspec.ValidationError:
+            # JSON of a shape that is not known here goes on, and counts as output rather than as silence.
+            self.output_chars += len(data)
+            self._said = None
+            return True
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            self.failure = UpstreamProtocolError("The upstream sent an event that is not JSON.")
+            return False
+        return not self._take_bodies((body,))
+
+    def _take_bodies(self, bodies: Sequence[AnyBody]) -> list[int]:
+        """Read events, up to an error. Returns the numbers of those that the client is not to see."""
+        hidden: list[int] = []
+        said = self._said
+        for number, body in enumerate(bodies):
+            counted = body.usage is not NOTHING and bytes(body.usage) != b"null"
+            if counted:
+                self._usage = body.usage
+            if body.error is not NOTHING and bytes(body.error) != b"null":
+                self.failure = refused(bytes(body.error), None, None)
+                hidden += range(number + 1, len(bodies))
+                break
+            if counted and not body.choices and self._hide_usage:
+                hidden.append(number)
+            for choice in body.choices or ():
+                if choice.finish_reason:  # some servers send an empty one with every chunk
+                    self._end_choice(choice.index, choice.finish_reason)
+                delta = choice.delta or _SILENT[0]
+                text = delta.content
+                if text and type(text) is str:
+                    self.output_chars += len(text)
+                    if said is not None:
+                        said.append(text)
+                elif delta not in _SILENT:
+                    self.output_chars += delta.size()
+                    self.reasoning_chars += delta.reasoning_size()
+        return hidden
+
+    def _end_choice(self, index: int, reason: str) -> None:
+        if self.finish_reason is None:
+            self.finish_reason = reason
+        self._ended.add(index)
+        self.finished = len(self._ended) >= self._choices
+
+    def _take_done(self) -> bool:
+        """`[DONE]` is passed on only where something ended: a dead upstream never becomes a clean end."""
+        if not self.finished and not self.output_chars:
+            return False
+        self.finished = True
+        self.done = True
+        return True
+
+
+def parse_usage(raw: msgspec.Raw) -> Usage | None:
+    """Read a `usage` object; None if it is absent, null or not one."""
+    if raw is NOTHING:
+        return None
+    try:
+        usage = _read_usage(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if usage is None:
+        return None
+    prompt_details, completion_details = usage.prompt_tokens_details, usage.completion_tokens_details
+    cached = prompt_details.cached_tokens if prompt_details else usage.prompt_cache_hit_tokens
+    reasoning = completion_details.reasoning_tokens if completion_details else 0
+    return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0, cached or 0, reasoning or 0)
+
+
+def _json_size(value: Sequence[msgspec.Raw] | dict[str, msgspec.Raw]) -> int:
+    raws = value.values() if isinstance(value, dict) else value
+    return sum(len(bytes(raw)) for raw in raws)
+
+
+class _ErrorFields(msgspec.Struct, gc=False):
+    """`{"message", "type", "param", "code"}`; FastAPI says `detail`, and some servers number their codes."""
+
+    message: str | None = None
+    detail: str | None = None
+    type: str | None = None
+    param: str | None = None
+    code: str | int | None = None
+
+
+def refused(error: bytes, status: int | None, wait_s: float | None) -> UpstreamRefused:
+    """Read an error object, or a bare string in its place."""
+    try:
+        read = msgspec.json.decode(error, type=_ErrorFields | str)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        read = _ErrorFields()
+    fields = _ErrorFields(message=read) if isinstance(read, str) else read
+    fallback = f"The upstream answered with status {status}." if status else "The upstream sent an error."
+    return UpstreamRefused(
+        (fields.message or fields.detail or fallback)[:MAX_FOREIGN_TEXT],
+        upstream_status=status,
+        upstream_type=fields.type,
+        upstream_code=None if fields.code is None else str(fields.code),
+        retry_after_s=wait_s,
+        param=fields.param,
+    )
