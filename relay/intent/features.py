@@ -23,6 +23,9 @@ WINDOW: Final = 200
 SYSTEM_WINDOW: Final = 150
 """Characters read of the system prompt."""
 
+LETTERS: Final = 6
+"""Of a word, at most."""
+
 WORDS: Final = 100
 """Words, or characters of scripts read by the character, kept of each end of what was read."""
 
@@ -39,7 +42,9 @@ _ENDS = {"\x01": "[start]", "\x02": "[end]"}
 _SYSTEM_ROLES = ("system", "developer")
 _JSON = ("json_object", "json_schema")
 _ATTACHMENTS = ("image_url", "input_audio", "file")
-_QUESTION_MARKS = frozenset("?\uff1f\u061f")
+_END = 33  # characters of the text's end in which a question mark says something
+_LISTS = (list, tuple)
+_MAPPINGS = (dict, Mapping)  # what most are comes first: asking an abstract class costs more than reading a few words
 
 # Thai to Lao, Myanmar, Khmer, kana, Han, Hangul. \x01 and \x02 mark where the user's text begins and ends.
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\x01\x02"
@@ -47,10 +52,10 @@ _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e0
 # not do: it holds the vowel signs of Indic scripts.)
 _BREAK = r"\s!-/:-@\[-`{-~\xa1-\xbf\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\u060c\u061b\u061f\u0964\u0965"
 _LETTER = f"[^{_BREAK}{_ALONE}]"
-_words = re.compile(f"[{_ALONE}]|(?<!{_LETTER}){_LETTER}{{1,6}}").findall
-# The same, in half the time, for text in ASCII with a space behind \x01.
-_ascii_words = re.compile(r"(\x01|\x02|[^\s!-/:-@\[-`{-~\x01\x02]{1,6})[^\s!-/:-@\[-`{-~\x01\x02]*").findall
-_long_words = re.compile(f"(?<!{_LETTER}){_LETTER}{{4,6}}").findall
+_words = re.compile(f"[{_ALONE}]|(?<!{_LETTER}){_LETTER}{{1,{LETTERS}}}").findall
+# In ASCII, words are what is left between spaces once punctuation is blank, which takes half the time.
+_BLANKED = bytes(ord(re.sub(f"[{_BREAK}]", " ", chr(code).lower())) for code in range(128)) + bytes(128)
+_long_words = re.compile(f"(?<!{_LETTER}){_LETTER}{{4,{LETTERS}}}").findall
 
 
 def features(request: Mapping[str, Any]) -> list[str]:
@@ -79,13 +84,21 @@ def legible(request: Mapping[str, Any]) -> dict[str, str]:
 def _read(request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The words of a request in order, and its cues."""
     messages = request.get("messages")
-    if not isinstance(messages, list | tuple):
+    if not isinstance(messages, _LISTS):
         messages = ()
     system = _text(messages[0])[:SYSTEM_WINDOW] if messages and _role(messages[0]) in _SYSTEM_ROLES else ""
-    last = next((message for message in messages[: -_TURNS_READ - 1 : -1] if _role(message) == "user"), None)
+    for last in messages[: -_TURNS_READ - 1 : -1]:
+        if _role(last) == "user":
+            break
+    else:
+        last = None
     user = _text(last)
-    text = f"{system}\x01 {user}\x02".lower() if system or user else ""
-    words = _ascii_words(text) if text.isascii() else _words(text)
+    text = f"{system} \x01 {user} \x02" if system or user else ""
+    if text.isascii():
+        words = [word[:LETTERS] for word in text.encode().translate(_BLANKED).decode().split()]
+    else:
+        text = text.lower()
+        words = _words(text)
     if len(words) > 2 * WORDS:
         words = [*words[:WORDS], *words[-WORDS:]]
     return words, _cues(request, messages, last, text)
@@ -94,7 +107,8 @@ def _read(request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 def _cues(request: Mapping[str, Any], messages: Sequence[Any], last: object, text: str) -> list[str]:
     """What is not in the words."""
     cues = []
-    if not _QUESTION_MARKS.isdisjoint(text[-32:]):
+    end = text[-_END:]
+    if "?" in end or "\uff1f" in end or "\u061f" in end:
         cues.append("#question")
     if "```" in text:
         cues.append("#fence")
@@ -102,14 +116,14 @@ def _cues(request: Mapping[str, Any], messages: Sequence[Any], last: object, tex
         cues.append("#turns")
     if messages and messages[-1] is not last:
         cues.append("#pending")
-    if isinstance(last, Mapping) and not isinstance(last.get("content"), str):
-        kinds = [part.get("type") for part in _parts(last.get("content")) if isinstance(part, Mapping)]
+    if isinstance(last, _MAPPINGS) and not isinstance(content := last.get("content"), str):
+        kinds = [part.get("type") for part in _parts(content) if isinstance(part, _MAPPINGS)]
         cues += [f"#{kind}" for kind in _ATTACHMENTS if kind in kinds]
     tools = request.get("tools") or request.get("functions")
-    if isinstance(tools, list | tuple):
-        cues += _TOOLS[: 1 + _words_shared(tools, text)]
+    if isinstance(tools, _LISTS):
+        cues += _TOOLS[: 1 + _words_shared(tools, text.lower())]
     response_format = request.get("response_format")
-    if isinstance(response_format, Mapping) and response_format.get("type") in _JSON:
+    if isinstance(response_format, _MAPPINGS) and response_format.get("type") in _JSON:
         cues.append("#json")
     return cues
 
@@ -118,33 +132,33 @@ def _words_shared(tools: Sequence[Any], text: str) -> int:
     """How many words of the text are in the names and descriptions of the tools, short ones left out."""
     described = []
     for tool in tools[:_TOOLS_READ]:
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-        if isinstance(function, Mapping):
+        function = tool.get("function", tool) if isinstance(tool, _MAPPINGS) else None
+        if isinstance(function, _MAPPINGS):
             texts = (function.get("name"), function.get("description"))
             described += [text[:_TOOL_CHARS] for text in texts if isinstance(text, str)]
     return len({*_long_words(" ".join(described).lower())}.intersection(_long_words(text)))
 
 
 def _role(message: object) -> object:
-    return message.get("role") if isinstance(message, Mapping) else None
+    return message.get("role") if isinstance(message, _MAPPINGS) else None
 
 
 def _text(message: object) -> str:
     """The beginning and the end of a message's text; images and the like have none."""
-    content = message.get("content") if isinstance(message, Mapping) else None
+    content = message.get("content") if isinstance(message, _MAPPINGS) else None
     if not isinstance(content, str):
         content = "\n".join(_clip(text) for part in _parts(content) if isinstance(text := _part_text(part), str))
     return _clip(content)
 
 
 def _parts(content: object) -> Sequence[Any]:
-    if not isinstance(content, list | tuple):
+    if not isinstance(content, _LISTS):
         return ()
     return content if len(content) <= 2 * _PARTS_READ else (*content[:_PARTS_READ], *content[-_PARTS_READ:])
 
 
 def _part_text(part: object) -> object:
-    return part.get("text") if isinstance(part, Mapping) else part
+    return part.get("text") if isinstance(part, _MAPPINGS) else part
 
 
 def _clip(text: str) -> str:

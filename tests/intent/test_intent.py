@@ -209,6 +209,12 @@ def test_long_prompts_cost_what_short_ones_cost(text: str):
     assert max(map(len, found)) <= 14
 
 
+@given(st.text(st.characters(max_codepoint=127, exclude_characters="\x01\x02"), min_size=1, max_size=150))
+def test_ascii_is_read_alike(text: str):
+    """ASCII, whose words are found in a quicker way, is read as it is beside a character of another alphabet."""
+    assert features(asked(text)) == features(asked(f"\u3000{text}"))
+
+
 @given(st.text(max_size=3000), st.text(max_size=3000))
 def test_bound_on_features(system: str, user: str):
     """No text has more features than the lanes of the weights have room for."""
