@@ -47,7 +47,7 @@ from relay.messages import (
     Usage,
     Wants,
 )
-from relay.policy.decide import Chooser, schedule
+from relay.policy.decide import Chooser
 from relay.race import Race
 from relay.reservation import Reservation
 from relay.sizing import described
@@ -413,7 +413,7 @@ class Exchange:
         if grant and (self._reservation is None or await self._reservation.take_more(tokens)):
             self._check_ending()
             continuation.extend(attempt, usage, grant)
-            queue.insert(0, Planned(attempt.trial.model.name, 1))
+            queue.insert(0, Planned(attempt.trial.model.name))
             return True
         if isinstance(attempt, PartAttempt) and not attempt.plain and continuation.last is not None:
             attempt = self._attempt = continuation.last  # what the client wants is one text
@@ -467,17 +467,17 @@ class Exchange:
 
     def _plan(self, request: ChatRequest, route: Route, now: float) -> tuple[tuple[Planned, ...], Mapping[str, str]]:
         """What to try, and why some candidates are not: as written, unless the route or the client wants a choice."""
-        served, retries = self._served, self._served.policy.retries
+        served = self._served
         chooser = served.choosers.get(route.name)
-        if chooser is not None or PREFER in self.head.fields:
-            decision, _ = self._decide(request, route, chooser or Chooser(route, served.upstreams), now)
-            left_out = dict(decision.left_out)
-            order = decision.order or served.worth_waiting_for(route, left_out, now)
+        if chooser is None and PREFER not in self.head.fields:
+            return served.as_written(route, now)
+        decision, _ = self._decide(request, route, chooser or Chooser(route, served.upstreams), now)
+        order, left_out = decision.order, dict(decision.left_out)
+        if left_out:
+            order = order or served.worth_waiting_for(route, left_out, now)
             # The tier is what an intent wants, and an intent is a guess: candidates below it are the last resort.
             order += tuple(name for name, reason in left_out.items() if reason == "tier")
-            return schedule(order, attempts=route.attempts, retries=retries), left_out
-        unavailable = served.unavailable(route, now)
-        return served.plan(route, unavailable).attempts, unavailable
+        return served.schedule(route, order), left_out
 
     def _decide(self, request: ChatRequest, route: Route, chooser: Chooser, now: float) -> tuple[Decision, Wants]:
         wants = self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key, self._sizing)

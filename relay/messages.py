@@ -254,6 +254,8 @@ class Decision(msgspec.Struct, frozen=True):
     @property
     def left_out(self) -> tuple[tuple[str, str], ...]:
         """(model, reason) of those that are not to be asked."""
+        if len(self.order) == len(self.candidates):
+            return ()
         return tuple((weighed.model, weighed.left_out) for weighed in self.candidates if weighed.left_out)
 
 
@@ -357,27 +359,11 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         model: name of the policy's model.
-        number: 1 for the first.
         backoff_s: the longest wait before it starts, seconds; how much of it, chance decides (full jitter).
     """
 
     model: str
-    number: int
     backoff_s: float = 0.0
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What to try, in order.
-
-    Attributes:
-        route: name of the route that matched.
-        attempts: at least one unless every candidate was left out.
-        left_out: (model, reason) of candidates that were not planned.
-    """
-
-    route: str
-    attempts: tuple[Attempt, ...]
-    left_out: tuple[tuple[str, str], ...] = ()
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, gc=False):

@@ -7,16 +7,17 @@ from urllib.parse import urlsplit
 
 from relay import __version__
 from relay.dialects import DIALECTS
-from relay.messages import Endpoint, Origin, Plan
-from relay.policy.decide import Chooser, plan
+from relay.messages import Endpoint, Origin
+from relay.policy.decide import Chooser, schedule
 from relay.sizing import Sizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from relay.head import Head
     from relay.limits.experience import Experience
     from relay.limits.hedging import Ledger
+    from relay.messages import Attempt
     from relay.policy.compiled import Key, Policy, Provider, Route
     from relay.upstreams import Upstream
 
@@ -37,9 +38,8 @@ class Served:
     """
 
     __slots__ = (
-        "_full_plans",
+        "_as_written",
         "_known_keys",
-        "_standing",
         "choosers",
         "endpoints",
         "forwarded",
@@ -78,9 +78,12 @@ class Served:
             name: frozenset(header.encode("ascii") for header in provider.forward_headers)
             for name, provider in policy.providers.items()
         }
-        self._full_plans = {route: self.plan(route, {"": ""}) for route in policy.routes}
-        self._standing = {
-            route: [(model.name, upstreams[model.name]) for model in route.candidates] for route in policy.routes
+        self._as_written = {
+            route: (
+                self.schedule(route, [model.name for model in route.candidates]),
+                [upstreams[model.name] for model in route.candidates],
+            )
+            for route in policy.routes
         }
         self.heads: dict[bytes, Head] = {}
         self._known_keys: dict[bytes, Key] = {}
@@ -97,16 +100,21 @@ class Served:
                 self._known_keys[presented] = key
         return key
 
-    def unavailable(self, route: Route, now: float) -> Mapping[str, str]:
-        """Candidates that are not to be asked, and why. If that is all of them, those worth waiting for are not in."""
-        reasons = {}
-        for name, upstream in self._standing[route]:
-            if upstream.troubled and (reason := upstream.unavailable(now)):
-                reasons[name] = reason
-        if len(reasons) < len(route.candidates):
-            return reasons
-        waiting = self.worth_waiting_for(route, reasons, now)
-        return {name: reason for name, reason in reasons.items() if name not in waiting}
+    def as_written(self, route: Route, now: float) -> tuple[tuple[Attempt, ...], Mapping[str, str]]:
+        """The attempts for a request of a route whose candidates are tried as they are written, and who is left out.
+
+        With each who is left out: why. If that were all of them, those worth waiting for are not.
+        """
+        planned, upstreams = self._as_written[route]
+        for upstream in upstreams:
+            if upstream.troubled:
+                break
+        else:
+            return planned, {}
+        names = [model.name for model in route.candidates]
+        reasons = {name: reason for name in names if (reason := self.upstreams[name].unavailable(now))}
+        order = [name for name in names if name not in reasons] or self.worth_waiting_for(route, reasons, now)
+        return self.schedule(route, order), {name: reason for name, reason in reasons.items() if name not in order}
 
     def worth_waiting_for(self, route: Route, reasons: Mapping[str, str], now: float) -> tuple[str, ...]:
         """Of candidates that are not to be asked now: who may be soon enough, after its own Retry-After."""
@@ -117,11 +125,9 @@ class Served:
             if reasons.get(model.name) == "retry_after" and self.upstreams[model.name].free_in_s(now) <= longest_s
         )
 
-    def plan(self, route: Route, unavailable: Mapping[str, str]) -> Plan:
-        """`relay.policy.decide.plan`, remembered for when every candidate can be asked."""
-        if not unavailable:
-            return self._full_plans[route]
-        return plan(route, unavailable=unavailable, retries=self.policy.retries)
+    def schedule(self, route: Route, order: Sequence[str]) -> tuple[Attempt, ...]:
+        """The attempts for a request of a route, see `relay.policy.decide.schedule`."""
+        return schedule(order, attempts=route.attempts, retries=self.policy.retries)
 
 
 def chat_endpoint(provider: Provider) -> Endpoint:

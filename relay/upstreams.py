@@ -5,7 +5,7 @@ Kept per model name across policy reloads; in memory, per process. Changed only 
 
 from __future__ import annotations
 
-from math import exp
+from math import exp, inf
 from typing import TYPE_CHECKING
 
 from relay.errors import RelayError, UpstreamRefused
@@ -54,17 +54,32 @@ class Upstream:
         state: its circuit breaker.
         not_before: when it may be asked again after a Retry-After, seconds on the pipeline's clock.
         asked_at: when an attempt last began; minus infinity if none has.
+        troubled: there may be a reason not to ask it; if not, there is none but its limits.
         speed: how fast and how surely it answers; None if that matters to no route.
+        outlook: what was last expected of it, see `expect`.
     """
 
-    __slots__ = ("_before", "_outlook", "_prefixes", "_rooms", "asked_at", "not_before", "speed", "state")
+    __slots__ = (
+        "_before",
+        "_holds_until",
+        "_prefixes",
+        "_rooms",
+        "asked_at",
+        "not_before",
+        "outlook",
+        "speed",
+        "state",
+        "troubled",
+    )
 
     def __init__(self, expected: Expectation | None = None, *, watched: bool = False) -> None:
         self.state = breaker.CLOSED
         self.not_before = 0.0
+        self.troubled = False
         self.asked_at = float("-inf")
         self.speed: Speed | None = None
-        self._outlook: Outlook | None = None  # None if something was observed since it was worked out
+        self.outlook = _NO_OUTLOOK
+        self._holds_until = inf  # the outlook; until then only what is observed changes it
         self._before: SpeedSnapshot | None = None  # its speed when that mattered last, should it matter again
         self._rooms: dict[str, tuple[float, float]] = {}  # kind -> what is left, until when that holds
         self._prefixes: dict[bytes, float] = {}  # fingerprint -> when it was last sent, the oldest first
@@ -76,14 +91,9 @@ class Upstream:
         if self.speed is None:
             unseen = Speed(ttft_s=expected.ttft_s, tokens_per_s=expected.tokens_per_s)
             self.speed = unseen if self._before is None else Speed.restore(self._before)
-            self._outlook = None
+            self._holds_until = -inf
 
     # --- what decisions ask; see relay.policy.decide.Standing ---
-
-    @property
-    def troubled(self) -> bool:
-        """There may be a reason not to ask it; if not, there is none."""
-        return self.state is not breaker.CLOSED or self.not_before > 0.0
 
     def unavailable(self, now: float) -> str | None:
         """Why it is not to be asked at `now`; None if it may be."""
@@ -93,25 +103,25 @@ class Upstream:
 
     def refuses(self, tokens: float, now: float) -> str | None:
         """Why a request of that many tokens, answer included, is not to be sent at `now`; None if it may be."""
-        if (now < self.not_before or self.state.retry_at is not None) and (reason := self.unavailable(now)):
+        if self.troubled and (reason := self.unavailable(now)):
             return reason
         for kind, (left, until) in self._rooms.items():
             if now < until and left < (1 if kind == "requests" else tokens):
                 return f"upstream_{kind}"
         return None
 
-    def expect(self, now: float) -> Outlook:
-        """What to expect of it if it is asked at `now`; attempts that wait too long count before they end."""
-        if self.speed is not None and self.speed.look(now):
-            self._outlook = None
-        return self.outlook
+    def expect(self, tokens: float, now: float) -> Outlook | str:
+        """What to expect of it if it is sent such a request; or why it refuses.
 
-    @property
-    def outlook(self) -> Outlook:
-        """The same as of the last observation, or the last look at what is awaited."""
-        if self._outlook is None:
-            self._outlook = _NO_OUTLOOK if self.speed is None else outlook(self.speed)
-        return self._outlook
+        Attempts that wait too long for their first output count before they end.
+        """
+        if (self.troubled or self._rooms) and (reason := self.refuses(tokens, now)):
+            return reason
+        if now >= self._holds_until and self.speed is not None:
+            self.speed.look(now)
+            self.outlook = outlook(self.speed)
+            self._holds_until = self.speed.quiet_until()
+        return self.outlook
 
     @property
     def strained(self) -> bool:
@@ -142,7 +152,11 @@ class Upstream:
         self.asked_at = now
         for kind, (left, until) in self._rooms.items():
             self._rooms[kind] = (left - (1 if kind == "requests" else tokens), until)
-        self.state = breaker.on_start(self.state)
+        if not self.troubled:
+            return False
+        if now >= self.not_before:
+            self.not_before = 0.0
+        self._turn(breaker.on_start(self.state))
         return self.state.probing
 
     def answered(self, headers: Headers, now: float) -> None:
@@ -156,11 +170,12 @@ class Upstream:
 
     def succeed(self, *, probe: bool) -> None:
         """It answered."""
-        self.state = breaker.on_success(self.state, probe=probe)
+        if self.troubled:
+            self._turn(breaker.on_success(self.state, probe=probe))
 
     def give_up(self, *, probe: bool) -> None:
         """The attempt was dropped before it said anything about the upstream."""
-        self.state = breaker.on_cancel(self.state, probe=probe)
+        self._turn(breaker.on_cancel(self.state, probe=probe))
 
     def fail(self, error: RelayError, now: float, limits: Breaker, *, probe: bool) -> None:
         """It failed. A refusal that is the client's fault shows that it is well; a 429 only that it is busy."""
@@ -168,12 +183,13 @@ class Upstream:
         wait_s = error.retry_after_s if isinstance(error, UpstreamRefused) else None
         if wait_s is not None:
             self.not_before = max(self.not_before, now + min(wait_s, MAX_LEFT_ALONE_S))
+            self.troubled = True
         if isinstance(error, UpstreamRefused) and error.clients_fault:
             self.succeed(probe=probe)
         elif status == 429:  # noqa: PLR2004
             self.give_up(probe=probe)
         else:
-            self.state = breaker.on_failure(
+            failed = breaker.on_failure(
                 self.state,
                 now,
                 threshold=limits.failures,
@@ -181,16 +197,22 @@ class Upstream:
                 probe=probe,
                 retry_after_s=wait_s,
             )
+            self._turn(failed)
 
     # --- what probes tell; see relay.probes ---
 
     def alive(self, now: float) -> None:
         """Its provider answers: one request may find out whether it does too, once its own Retry-After is over."""
-        self.state = breaker.on_life(self.state, max(now, self.not_before))
+        self._turn(breaker.on_life(self.state, max(now, self.not_before)))
 
     def dead(self, until: float) -> None:
         """Its provider does not answer: no request needs to try before `until`."""
-        self.state = breaker.on_death(self.state, until)
+        self._turn(breaker.on_death(self.state, until))
+
+    def _turn(self, state: breaker.State) -> None:
+        """From now on its breaker stands like this."""
+        self.state = state
+        self.troubled = state is not breaker.CLOSED or self.not_before > 0.0
 
     # --- speed; only for models that are watched ---
 
@@ -198,18 +220,20 @@ class Upstream:
         """A stream's attempt begins. Its end is told with the same moment: `begun`, `wasted`, `refused` or `left`."""
         if self.speed is not None:
             self.speed.asked(now)
+            if self._holds_until == inf:  # nobody waited before
+                self._holds_until = self.speed.quiet_until()
 
     def begun(self, asked_at: float, now: float) -> None:
         """A stream that was asked for at `asked_at` has its first output."""
         if self.speed is not None:
             self.speed.begun(asked_at, now)
-            self._outlook = None
+            self._holds_until = -inf
 
     def left(self, asked_at: float, now: float) -> None:
         """A stream was given up while it waited for its first output."""
         if self.speed is not None:
             self.speed.left(asked_at, now)
-            self._outlook = None
+            self._holds_until = -inf
 
     def refused(self, asked_at: float) -> None:
         """An attempt ended because its request is wrong."""
@@ -220,19 +244,19 @@ class Upstream:
         """An attempt failed before its first output."""
         if self.speed is not None:
             self.speed.failed(asked_at, now)
-            self._outlook = None
+            self._holds_until = -inf
 
     def ended(self, *, tokens: int, output_s: float, truncated: bool, now: float) -> None:
         """A stream is over: its `tokens` came within `output_s` seconds behind the first output."""
         if self.speed is not None:
             self.speed.ended(tokens=tokens, output_s=output_s, truncated=truncated, now=now)
-            self._outlook = None
+            self._holds_until = -inf
 
     def whole(self, duration_s: float, *, tokens: int, now: float) -> None:
         """An answer that was no stream came after `duration_s` seconds."""
         if self.speed is not None:
             self.speed.whole(duration_s, tokens=tokens, now=now)
-            self._outlook = None
+            self._holds_until = -inf
 
     def remember(self, prefixes: Sequence[tuple[bytes, int]], now: float) -> None:
         """It was sent a prompt that begins so; its provider may now have it in its cache."""
@@ -252,7 +276,7 @@ class Upstream:
         self._before = snapshot
         if self.speed is not None:
             self.speed = Speed.restore(snapshot)
-            self._outlook = None
+            self._holds_until = -inf
 
 
 def outlook(speed: Speed) -> Outlook:

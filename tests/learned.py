@@ -9,6 +9,7 @@ from relay.limits.budgets import Request
 from relay.limits.lengths import Place
 from relay.messages import BudgetRules
 from relay.pipeline import Pipeline
+from relay.policy.decide import Outlook
 from relay.policy.load import load
 from relay.stores.memory import MemoryStore
 from tests.fakes import FakeClock
@@ -60,6 +61,13 @@ def teach(
         budget = pupil.experience.budget(RULES, Request(100), place)
         pupil.experience.observe(RULES, Request(100), place, budget, clock.wall(), visible=tokens)
         pupil.experience.prompts.observe(model, estimated=1000.0, actual=1300)
+
+
+def outlook(pupil: Pipeline, model: str = "first") -> Outlook:
+    """What it expects of a model."""
+    expected = pupil.upstreams[model].expect(0.0, pupil.clock.now())
+    assert isinstance(expected, Outlook)
+    return expected
 
 
 def counted(pupil: Pipeline, model: str = "first") -> float:

@@ -11,7 +11,7 @@ from relay import learned
 from relay.learned import FORGET_S, NOTHING, Learned, Memory
 from relay.limits.budgets import Request
 from tests.fakes import FakeClock
-from tests.learned import AUTO, HOME, RULES, counted, pipeline, set_of, teach
+from tests.learned import AUTO, HOME, RULES, counted, outlook, pipeline, set_of, teach
 
 
 def handed_on(value: Learned) -> Learned:
@@ -24,8 +24,8 @@ def test_another_process_goes_on_where_the_first_was() -> None:
     before, after = pipeline(), pipeline(FakeClock(now=5.0, wall=1_800_000_060.0))
     teach(before)
     Memory(after, "").recall(handed_on(Memory(before, "").learned()))
-    assert after.upstreams["first"].outlook.ttft_s == pytest.approx(before.upstreams["first"].outlook.ttft_s)
-    assert after.upstreams["second"].outlook == before.upstreams["second"].outlook
+    assert outlook(after).ttft_s == pytest.approx(outlook(before).ttft_s)
+    assert outlook(after, "second") == outlook(before, "second")
     budgets = [each.experience.budget(RULES, Request(100), HOME) for each in (before, after)]
     assert budgets[1].source == "cell"
     assert budgets[1].limit == pytest.approx(budgets[0].limit, rel=0.11)
@@ -48,19 +48,19 @@ def test_speed_is_known_by_region() -> None:
     both = learned.merge(Memory(eu, "eu").learned(), Memory(us, "us").learned())
     memory = Memory(fresh, "us")
     memory.recall(both)
-    assert fresh.upstreams["first"].outlook == us.upstreams["first"].outlook
+    assert outlook(fresh) == outlook(us)
     assert counted(fresh) == counted(eu) + counted(us)
     assert memory.learned().speeds["eu"] == both.speeds["eu"]
     stranger = pipeline()
     Memory(stranger, "").recall(both)
-    assert stranger.upstreams["first"].outlook == pipeline().upstreams["first"].outlook
+    assert outlook(stranger) == outlook(pipeline())
 
 
 def test_a_slip_in_the_policy_loses_nothing() -> None:
     """A model that a reload drops, or that is missing at a start, is known again when the policy has it again."""
     before = pipeline()
     teach(before)
-    known = before.upstreams["first"].outlook
+    known = outlook(before).ttft_s
     slip: dict[str, Any] = {"models": {"frist": {"provider": "first"}}, "routes": [{**AUTO, "candidates": ["frist"]}]}
     before.policy = set_of(**slip)
     assert "first" not in before.upstreams
@@ -68,7 +68,7 @@ def test_a_slip_in_the_policy_loses_nothing() -> None:
     Memory(after, "").recall(Memory(before, "").learned())
     for each in (before, after):
         each.policy = set_of()
-        assert each.upstreams["first"].outlook.ttft_s == pytest.approx(known.ttft_s)
+        assert outlook(each).ttft_s == pytest.approx(known)
 
 
 def test_a_dropped_model_is_forgotten_in_time() -> None:

@@ -337,6 +337,10 @@ class Speed:
         self.ttft.rise(_RESIDUAL * longest_s, now)
         return True
 
+    def quiet_until(self) -> float:
+        """Before then `look` finds nothing, unless something else is told meanwhile."""
+        return self._waits.quiet_until(self.ttft)
+
     def ended(self, *, tokens: int, output_s: float, truncated: bool, now: float) -> None:
         """An answer is over: `tokens` came within `output_s` seconds behind the first."""
         if tokens > 1 and output_s > 0.0:

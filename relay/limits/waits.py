@@ -12,7 +12,7 @@ evidence away; a wait adds to it long before it is a straggler.
 from __future__ import annotations
 
 from collections import deque
-from math import log
+from math import inf, log
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,6 +92,11 @@ class Waits:
                 break
         while line and line[0].shown is not None:
             self._shown = max(0.0, self._shown + line.popleft().shown)  # type: ignore[operator]  # just looked at
+
+    def quiet_until(self, level: Level) -> float:
+        """When it may be `too_long` at the soonest, as long as neither the waits nor the level change."""
+        line = self._line
+        return max(self._look_at, line[0].began_at + level.quantile(0.0)) if line else inf
 
     def too_long(self, level: Level, now: float) -> float | None:
         """The longest wait under way, seconds, if there is evidence enough that the model is slower than its level.

@@ -1,8 +1,8 @@
 """Which models to try, in which order. Pure: facts and a source of randomness come in, a plan goes out.
 
-A route that says nothing but its candidates has them tried as written (`plan`). On any other, each request is
-decided for itself (`Chooser`): first what cannot serve it is left out, each candidate with its reason; then what is
-left is put in order by what it is expected to take and to cost.
+A route that says nothing but its candidates has them tried as written. On any other, each request is decided for
+itself (`Chooser`): first what cannot serve it is left out, each candidate with its reason; then what is left is put in
+order by what it is expected to take and to cost.
 
 The score is a weighted product, told as its logarithm: latency^w1 · cost^w2, lower is better. So weights mean what
 they say without any scale: with equal ones, half the time is worth twice the money. It needs no normalisation, and
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from relay.messages import Attempt, Decision, Plan, Wants, Weighed
+from relay.messages import Attempt, Decision, Wants, Weighed
 
 if TYPE_CHECKING:
     import random
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PREFERENCES = {"ttft": (1.0, 0.0, 0.0), "latency": (0.0, 1.0, 0.0), "cost": (0.0, 0.0, 1.0)}
 """What a client may ask for instead of the route's objective: weights of TTFT, latency and cost."""
+
+_NO_WEIGHTS = (0.0, 0.0, 0.0)
 
 LEAST_USD = 1e-7
 """What an answer costs at least, USD: a local model is not free of cost either, and a product wants no zero."""
@@ -65,35 +67,17 @@ class Standing(Protocol):
 
     Attributes:
         asked_at: when an attempt last began, seconds on the clock of `now`.
+        outlook: what was last expected of it.
     """
 
     asked_at: float
+    outlook: Outlook
 
-    @property
-    def outlook(self) -> Outlook:
-        """What was last expected of it."""
-
-    def refuses(self, tokens: float, now: float) -> str | None:
-        """Why a request of that many tokens, answer included, is not to be sent at `now`; None if it may be."""
-
-    def expect(self, now: float) -> Outlook:
-        """What to expect of it if it is asked at `now`; becomes its `outlook`."""
+    def expect(self, tokens: float, now: float) -> Outlook | str:
+        """What to expect of it if it is sent such a request, which becomes its `outlook`; or why it `refuses`."""
 
     def cached_tokens(self, prefixes: Sequence[tuple[bytes, int]], now: float) -> int:
         """Tokens of the longest of these prompt beginnings that it is likely to have in its cache."""
-
-
-def plan(route: Route, *, unavailable: Mapping[str, str], retries: Retries) -> Plan:
-    """The attempts for one request of a route whose candidates are tried as written.
-
-    Args:
-        route: candidates and how many attempts there may be.
-        unavailable: model name -> why it is not to be tried now.
-        retries: bounds of the waits.
-    """
-    usable = [model.name for model in route.candidates if model.name not in unavailable]
-    left_out = tuple((model.name, unavailable[model.name]) for model in route.candidates if model.name in unavailable)
-    return Plan(route.name, schedule(usable, attempts=route.attempts, retries=retries), left_out)
 
 
 def schedule(order: Sequence[str], *, attempts: int, retries: Retries) -> tuple[Attempt, ...]:
@@ -108,15 +92,15 @@ def schedule(order: Sequence[str], *, attempts: int, retries: Retries) -> tuple[
         attempts: how many there may be.
         retries: bounds of the waits.
     """
-    planned = []
-    for index in range(attempts if order else 0):
-        lap, place = divmod(index, len(order))
-        backoff_s = min(retries.max_s, retries.base_s * 2 ** (lap - 1)) if lap else 0.0
-        planned.append(Attempt(order[place], index + 1, backoff_s))
+    planned = [Attempt(name) for name in order[:attempts]]
+    wait_s = retries.base_s
+    while planned and len(planned) < attempts:
+        planned += [Attempt(name, min(retries.max_s, wait_s)) for name in order[: attempts - len(planned)]]
+        wait_s *= 2
     return tuple(planned)
 
 
-_rank = attrgetter("over", "score", "place")
+_score, _over = attrgetter("score"), attrgetter("over")
 
 
 class Chooser:
@@ -136,6 +120,7 @@ class Chooser:
         self._explore = objective.explore if objective else 0.0
         self._owed = 0.0  # explorations; counted instead of drawn, so that none is long in coming
         self._ceiling_s = inf if route.ttft_ceiling_s is None else route.ttft_ceiling_s
+        self._barred = route.barred
         self._models = {model.name: model for model in route.candidates}
         self._shared = frozenset(name for name, _ in route.shares)
         self._standings = {name: standings[name] for name in self._models}
@@ -157,63 +142,61 @@ class Chooser:
         weights = PREFERENCES.get(wants.prefer, self._weights)
         if self._owed < 1.0:
             self._owed += self._explore
-        candidates = self._weigh(wants, weights, now, rng)
+        candidates = self._weigh(wants, weights or _NO_WEIGHTS, now, rng)
         usable = [weighed for weighed in candidates if not weighed.left_out]
         if not usable:
             candidates, usable = self._too_small(candidates)
-        if weights is not None or self._ceiling_s < inf:
-            usable.sort(key=_rank)
-        first_by = ("written" if weights is None else "score") if usable else ""
+        usable.sort(key=_score)
+        if self._ceiling_s < inf:
+            usable.sort(key=_over)
         order = [weighed.model for weighed in usable]
-        if self._shared:
-            order.sort(key=self._shared.__contains__)  # beyond its share a model is asked only if no other is left
+        first_by = ("written" if weights is None else "score") if order else ""
         if len(order) > 1:
-            first, first_by = self._first(wants.prefer, usable, first_by, now, rng)
+            if self._shared:
+                order.sort(key=self._shared.__contains__)  # beyond its share a model is asked only if no other is left
+            first, first_by = self._first(wants.prefer, order, usable, first_by, now, rng)
             if first != order[0]:
                 order.remove(first)
                 order.insert(0, first)
         return Decision(self.route.name, tuple(order), first_by, tuple(candidates))
 
     def _weigh(
-        self, wants: Wants, weights: tuple[float, float, float] | None, now: float, rng: random.Random
+        self, wants: Wants, weights: tuple[float, float, float], now: float, rng: random.Random
     ) -> list[Weighed]:
         """Each candidate: why it is left out, or what is expected of it."""
         prompt_tokens, output_tokens, prefixes = wants.prompt_tokens, wants.output_tokens, wants.prefixes
-        w_ttft, w_latency, w_cost = weights or (0.0, 0.0, 0.0)
+        w_ttft, w_latency, w_cost = weights
         w_doubt = (w_ttft + w_latency) * _UNIFORM
         ceiling_s, random_, tokens = self._ceiling_s, rng.random, prompt_tokens + output_tokens
-        unfit = self._unfit(wants)
+        unfit = self._barred
+        if wants.features or prompt_tokens + wants.limit_tokens > self._least_room or wants.min_tier > self._least_tier:
+            unfit = self._unfit(wants)
         candidates = []
         for place, name, standing, usd_input, usd_cached, usd_output in self._rows:
-            left_out = unfit.get(name) or standing.refuses(tokens, now)
-            if left_out:
-                candidates.append(Weighed(name, place, left_out))
+            outlook = unfit[name] if name in unfit else standing.expect(tokens, now)
+            if isinstance(outlook, str):
+                candidates.append(Weighed(name, place, outlook))
                 continue
-            outlook = standing.expect(now)
             ttft_s = outlook.ttft_s
             latency_s = ttft_s + output_tokens * outlook.token_s
             usd = prompt_tokens * usd_input + output_tokens * usd_output
             cached = 0
             if prefixes and (cached := min(standing.cached_tokens(prefixes, now), prompt_tokens)):
                 usd -= cached * (usd_input - usd_cached)
-            score = w_doubt * outlook.doubt * (random_() - 0.5)
-            if w_ttft:
-                score += w_ttft * log(ttft_s)
-            if w_latency:
-                score += w_latency * log(latency_s)
-            if w_cost:
-                score += w_cost * log(usd if usd > LEAST_USD else LEAST_USD)  # noqa: FURB136 - a call costs three times as much
+            score = (
+                w_doubt * outlook.doubt * (random_() - 0.5)
+                + w_ttft * log(ttft_s)
+                + w_latency * log(latency_s)
+                + w_cost * log(usd if usd > LEAST_USD else LEAST_USD)  # noqa: FURB136 - a call costs three times as much
+            )
             over = outlook.ttft_p95_s > ceiling_s
             candidates.append(Weighed(name, place, "", over, score, ttft_s, latency_s, usd, cached))
         return candidates
 
     def _unfit(self, wants: Wants) -> Mapping[str, str]:
         """Candidates that cannot serve such a request whatever their state, and why."""
-        largest = wants.prompt_tokens + wants.limit_tokens
-        if not wants.features and largest <= self._least_room and wants.min_tier <= self._least_tier:
-            return self.route.barred
         reasons = {name: _unfit(model, wants) for name, model in self._models.items()}
-        return {**{name: reason for name, reason in reasons.items() if reason}, **self.route.barred}
+        return {**{name: reason for name, reason in reasons.items() if reason}, **self._barred}
 
     def _too_small(self, candidates: list[Weighed]) -> tuple[list[Weighed], list[Weighed]]:
         """All are left out: sizes are estimates, and who alone knows them is asked, the largest first."""
@@ -224,18 +207,17 @@ class Chooser:
         return [by_place.get(weighed.place, weighed) for weighed in candidates], admitted
 
     def _first(
-        self, prefer: str, usable: list[Weighed], first_by: str, now: float, rng: random.Random
+        self, prefer: str, order: list[str], usable: list[Weighed], first_by: str, now: float, rng: random.Random
     ) -> tuple[str, str]:
         """Who goes first, and by what."""
-        names = [weighed.model for weighed in usable]
-        if prefer in names:
+        if prefer in order:
             return prefer, "prefer"
         first = usable[0]
         if shares := self.route.shares:
             draw = rng.random()
             for name, share in shares:
                 draw -= share
-                if draw < 0.0 and name in names:
+                if draw < 0.0 and name in order:
                     return name, "share"
             first = next((weighed for weighed in usable if weighed.model not in self._shared), first)
         if self._explore and (explored := self._doubtful(first, usable, now)):
@@ -245,16 +227,15 @@ class Chooser:
 
     def _doubtful(self, first: Weighed, usable: list[Weighed], now: float) -> str | None:
         """Who may well be better than the first, and was not asked for longest; the young need not wait their turn."""
-        w_ttft, w_latency, _ = self._weights or (0.0, 0.0, 0.0)
+        w_ttft, w_latency, _ = self._weights or _NO_WEIGHTS
+        w_hope = w_ttft + w_latency
         found, found_at = None, now - EXPLORE_EVERY_S
         for weighed in usable:
-            if weighed is first:
-                continue
             standing = self._standings[weighed.model]
-            if self._owed < 1.0 and not standing.outlook.young:
+            best = weighed.score - w_hope * standing.outlook.hope
+            if best >= first.score or weighed is first or standing.asked_at >= found_at:
                 continue
-            best = weighed.score - (w_ttft + w_latency) * standing.outlook.hope
-            if best < first.score and standing.asked_at < found_at and weighed.model not in self._shared:
+            if (self._owed >= 1.0 or standing.outlook.young) and weighed.model not in self._shared:
                 found, found_at = weighed.model, standing.asked_at
         return found
 

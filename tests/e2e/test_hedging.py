@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from relay.errors import UpstreamRefused
 from relay.messages import Outcome
+from relay.policy.compiled import Breaker
 from tests.fakes import FakeClock
 from tests.servers import chat
 from tests.servers.chat import DONE, HELLO, LAST_CHUNK, ROLE, STOP, USAGE, WORLD, framed
@@ -32,6 +34,7 @@ EXPECTED_MS = 100
 P95_S = 0.1 * 2.69
 """Of a model that nobody has seen and that is expected to take 100 ms."""
 PRICE = {"input": 1, "output": 1}
+BUSY = UpstreamRefused("busy", upstream_status=429, retry_after_s=60.0)
 
 
 async def comes_true(condition: Callable[[], bool]) -> None:
@@ -182,7 +185,7 @@ async def test_not_hedged(front, why):
             for _ in range(50):
                 at.relay.pipeline.ledgers["auto"].waited(too_long=True)
         if why == "second cannot":
-            at.relay.pipeline.upstreams["second"].not_before = at.clock.now() + 60
+            at.relay.pipeline.upstreams["second"].fail(BUSY, at.clock.now(), Breaker(), probe=False)
         if why == "second is strained":
             speed = at.relay.pipeline.upstreams["second"].speed
             assert speed is not None

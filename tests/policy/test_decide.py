@@ -9,56 +9,38 @@ from hypothesis import strategies as st
 
 from relay.messages import Wants
 from relay.policy.compiled import Match, Model, Objective, Retries, Route, Timeouts
-from relay.policy.decide import Chooser, Outlook, plan
+from relay.policy.decide import Chooser, Outlook, schedule
 from tests.policy.routes import PROVIDER, usd
 
 WANTS = Wants(prompt_tokens=1000, output_tokens=300)
 
 
-def route(*names: str, attempts: int) -> Route:
-    models = tuple(Model(name, PROVIDER, name, None, Timeouts()) for name in names)
-    return Route("r", Match(model=re.compile("r")), models, attempts)
-
-
-def tried(made) -> list[str]:
-    return [attempt.model for attempt in made.attempts]
-
-
 def test_candidates_in_their_order_then_round_again():
     """The first lap starts at once; later laps wait at most base, twice base, and so on."""
-    made = plan(route("a", "b", attempts=5), unavailable={}, retries=Retries(1.0, 100.0))
-    assert tried(made) == ["a", "b", "a", "b", "a"]
-    assert [attempt.number for attempt in made.attempts] == [1, 2, 3, 4, 5]
-    waits = [attempt.backoff_s for attempt in made.attempts]
-    assert waits == [0.0, 0.0, 1.0, 1.0, 2.0]
-
-
-def test_unavailable_candidates_are_left_out_with_their_reason():
-    """Who cannot be asked now takes no attempt, and the plan says why."""
-    made = plan(route("a", "b", "c", attempts=2), unavailable={"a": "breaker_open"}, retries=Retries())
-    assert tried(made) == ["b", "c"]
-    assert made.left_out == (("a", "breaker_open"),)
+    planned = schedule(("a", "b"), attempts=5, retries=Retries(1.0, 100.0))
+    assert [attempt.model for attempt in planned] == ["a", "b", "a", "b", "a"]
+    assert [attempt.backoff_s for attempt in planned] == [0.0, 0.0, 1.0, 1.0, 2.0]
 
 
 def test_nobody_left_is_an_empty_plan():
     """With no candidate to ask there is nothing to try."""
-    assert tried(plan(route("a", attempts=3), unavailable={"a": "x"}, retries=Retries())) == []
+    assert schedule((), attempts=3, retries=Retries()) == ()
 
 
 @given(st.integers(1, 10), st.floats(0.01, 2), st.floats(2, 10))
 def test_waits_stay_within_bounds(attempts, base_s, max_s):
     """Never more than the maximum, never less than the wait before."""
-    made = plan(route("a", attempts=attempts), unavailable={}, retries=Retries(base_s, max_s))
-    waits = [attempt.backoff_s for attempt in made.attempts]
+    planned = schedule(("a",), attempts=attempts, retries=Retries(base_s, max_s))
+    waits = [attempt.backoff_s for attempt in planned]
     assert waits == sorted(waits)
     assert waits[-1] <= max_s
 
 
-@pytest.mark.parametrize("attempts", [1, 3])
-def test_one_candidate_is_asked_again(attempts):
-    """A route with a single candidate retries that one."""
-    made = plan(route("a", attempts=attempts), unavailable={}, retries=Retries())
-    assert tried(made) == ["a"] * attempts
+@pytest.mark.parametrize("attempts", [1, 2, 3])
+def test_no_more_attempts_than_the_route_allows(attempts):
+    """A route with a single candidate retries that one; of many, no more are asked than there may be attempts."""
+    assert [attempt.model for attempt in schedule(("a",), attempts=attempts, retries=Retries())] == ["a"] * attempts
+    assert len(schedule(("a", "b", "c"), attempts=attempts, retries=Retries())) == attempts
 
 
 class Stand:
@@ -69,11 +51,8 @@ class Stand:
         self.asked_at = asked_at
         self._refused, self._cached = refused, cached
 
-    def refuses(self, _tokens, _now):
-        return self._refused
-
-    def expect(self, _now):
-        return self.outlook
+    def expect(self, _tokens, _now):
+        return self._refused or self.outlook
 
     def cached_tokens(self, _prefixes, _now):
         return self._cached
