@@ -20,8 +20,6 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from relay.dialects import DIALECTS
 from relay.intent import classify
 from relay.limits.experience import Experience
@@ -119,7 +117,7 @@ def measure(tokens: int, world: World) -> dict[str, float]:
     requests = prompts(tokens)
     one = requests[0]
     cold = cold_us(world, requests)
-    gist = msgspec.json.decode(world.dialect.gist(one).body)
+    gist = world.dialect.gist(one).body
     sizing = world.sizer.size(one, world.dialect, "bench")
     wants = wants_of(one, world.route, world.dialect, {}, None, sizing)
     model, usage = world.route.candidates[0], Usage(300, 200)

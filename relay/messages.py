@@ -98,6 +98,24 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
         )
 
 
+ABSENT = msgspec.Raw()
+"""A field that is not there."""
+
+
+class Turn(msgspec.Struct, frozen=True, gc=False):
+    """A message of a conversation, as far as the relay looks at it.
+
+    Attributes:
+        role: who speaks.
+        content: a text or a list of parts, as a raw JSON view into the request; `ABSENT` if it has none.
+        tool_calls: likewise.
+    """
+
+    role: str | None = None
+    content: msgspec.Raw = ABSENT
+    tool_calls: msgspec.Raw = ABSENT
+
+
 class ChatRequest(msgspec.Struct, frozen=True):
     """A Chat Completions request, read but not rebuilt.
 
@@ -109,7 +127,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
         wants_usage: the client itself asked for the usage chunk.
         max_tokens: the client's limit on the answer, under either of its two names; None if it set none.
         choices: how many answers were asked for (`n`).
-        turns: messages of the conversation, as raw JSON views into `body`.
+        turns: messages of the conversation; of what is no message, an empty one.
     """
 
     body: bytes
@@ -119,7 +137,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     wants_usage: bool
     max_tokens: int | None
     choices: int
-    turns: list[msgspec.Raw]
+    turns: list[Turn]
 
 
 class Origin(NamedTuple):

@@ -6,11 +6,11 @@ becomes depends most of all on who gives it.
 
 from __future__ import annotations
 
+from array import array
 from math import inf
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
 from cachetools import LRUCache
 
 from relay.intent import classify, spoken
@@ -21,7 +21,7 @@ from relay.messages import Intent, Shape
 from relay.wire.gist import PARTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from relay.dialects.base import Dialect
     from relay.limits.experience import Experience
@@ -38,7 +38,10 @@ MEMO_BYTES = 8 * 1024 * 1024
 """Of prompts that are remembered with what was read of them."""
 
 REMEMBERED_BYTES = 32 * 1024
-"""Of the longest prompt remembered: to compare a longer one would cost what reading its ends costs."""
+"""Of the longest request whose prompt is remembered: to compare a longer one would cost what reading its ends costs."""
+
+SEEN = 4096
+"""Prompts that came lately, of which no more is kept than their hash; what is remembered has come twice."""
 
 MAX_APPLICATIONS = 512
 """System prompts that are remembered; of each some kilobytes at most."""
@@ -51,7 +54,7 @@ class Reading(NamedTuple):
         intent: what it seems to be for.
         application: fingerprint of the system prompt.
         prompt_tokens: estimated, before calibration.
-        size: bytes of what was read.
+        size: bytes of a request with that prompt.
     """
 
     intent: Intent
@@ -63,8 +66,8 @@ class Reading(NamedTuple):
 class Sizer:
     """What sizing needs of a policy.
 
-    It remembers what it read of prompts: the same one often comes again, in retries, in evaluations, from programs in
-    a loop; and a system prompt comes with each request of its application.
+    It remembers what it read of prompts that come again, in retries, in evaluations, from programs in a loop; and of
+    system prompts, which come with each request of their application.
 
     Args:
         intents: the policy's rules.
@@ -74,8 +77,9 @@ class Sizer:
     def __init__(self, intents: Intents, experience: Experience) -> None:
         self.intents = intents
         self.experience = experience
+        self._seen = array("q", bytes(8 * SEEN))
         self._readings: LRUCache[tuple[bytes, ...], Reading] = LRUCache(MEMO_BYTES, getsizeof=_size_of)
-        self._applications: LRUCache[bytes, str] = LRUCache(MAX_APPLICATIONS)
+        self._applications: LRUCache[str, str] = LRUCache(MAX_APPLICATIONS)
 
     def size(self, request: ChatRequest, dialect: Dialect, key: str) -> Sizing:
         """Look at a request.
@@ -88,27 +92,39 @@ class Sizer:
         return Sizing(self, request, dialect, self._read(request, dialect), key)
 
     def _read(self, request: ChatRequest, dialect: Dialect) -> Reading:
+        if len(request.body) > REMEMBERED_BYTES:
+            return self._reading(request, dialect)
         prompt = dialect.prompt(request)
+        if not self._seen_before(hash(prompt)):
+            return self._reading(request, dialect)
         reading = self._readings.get(prompt)
         if reading is None:
-            gist = dialect.gist(request)
-            texts, images = dialect.texts(request)
-            reading = Reading(
-                intent=classify(msgspec.json.decode(gist.body)),
-                application=self._application(gist.first),
-                prompt_tokens=prompt_tokens.estimate_escaped(texts, messages=len(request.turns), images=images),
-                size=sum(map(len, prompt)),
-            )
-            if reading.size <= REMEMBERED_BYTES:
-                self._readings[prompt] = reading
+            reading = self._readings[prompt] = self._reading(request, dialect)
         return reading
 
-    def _application(self, first: bytes) -> str:
-        fingerprint = self._applications.get(first)
+    def _seen_before(self, fingerprint: int) -> bool:
+        """Whether such a prompt came not long ago. Most never come again, and are not remembered.
+
+        Prompts that fall together are told apart by `_readings`, which compares all of them.
+        """
+        place = fingerprint % SEEN
+        seen = self._seen[place] == fingerprint
+        self._seen[place] = fingerprint
+        return seen
+
+    def _reading(self, request: ChatRequest, dialect: Dialect) -> Reading:
+        gist = dialect.gist(request)
+        return Reading(
+            intent=classify(gist.body),
+            application=self._application(system_text(gist.body)),
+            prompt_tokens=prompt_tokens.estimate_escaped(gist.texts, messages=len(request.turns), images=gist.images),
+            size=len(request.body),
+        )
+
+    def _application(self, system_prompt: str) -> str:
+        fingerprint = self._applications.get(system_prompt)
         if fingerprint is None:
-            fingerprint = lengths.application(system_text(first))
-            if fingerprint:  # else it is a client's own words, which will hardly come again
-                self._applications[first] = fingerprint
+            fingerprint = self._applications[system_prompt] = lengths.application(system_prompt)
         return fingerprint
 
 
@@ -208,7 +224,7 @@ class Sizing:
 
     def spoken(self) -> list[tuple[str, float]]:
         """Which features of the request spoke most for its intent; they are pieces of the prompt."""
-        return spoken(msgspec.json.decode(self._dialect.gist(self._request).body))
+        return spoken(self._dialect.gist(self._request).body)
 
     def expected(self, model: Model, quantiles: Sequence[float]) -> list[float]:
         """How long the answer is expected to be, tokens, without the slack and the widening that a budget has."""
@@ -286,13 +302,16 @@ def described(budget: Budget) -> str:
     return f"{'none' if budget.limit is None else budget.limit}; source={budget.source}{headroom}{clamps}"
 
 
-def system_text(message: bytes) -> str:
-    """The text of a conversation's first message if it is a system prompt, else "". Of many parts the first count."""
-    read = msgspec.json.decode(message) if message else None
-    if not isinstance(read, dict) or read.get("role") not in ("system", "developer"):
+def system_text(gist: Mapping[str, Any]) -> str:
+    """The text of a conversation's first message if it is a system prompt, else "". Of many parts the first count.
+
+    Args:
+        gist: body of the conversation's gist.
+    """
+    first = gist["messages"][0] if gist["messages"] else {}
+    if first.get("role") not in ("system", "developer"):
         return ""
-    content = read.get("content")
+    content = first["content"]
     if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, dict) else part for part in content[:PARTS]]
-        return "\n".join(text for text in texts if isinstance(text, str))
-    return content if isinstance(content, str) else ""
+        return "\n".join(part["text"] for part in content[:PARTS] if part["text"] is not None)
+    return content or ""

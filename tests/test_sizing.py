@@ -56,15 +56,26 @@ def test_decisions_are_the_same_everywhere() -> None:
     assert json.loads(json.dumps(vectors.decided())) == json.loads(vectors.KEPT.read_text())
 
 
-def test_a_prompt_is_read_once() -> None:
-    """The same prompt is remembered, whatever else the request says; another one, or one too long, is read anew."""
+def test_a_prompt_that_comes_again_is_remembered() -> None:
+    """From its second time on, whatever else the request says; another one, or one too long, is read anew."""
     sizer = a_sizer(a_policy())
-    first = sized(sizer).intent
-    assert sized(sizer, temperature=0.5, max_tokens=3).intent is first
-    assert sized(sizer, tools=[{"type": "function"}]).intent is not first
-    assert sized(sizer, "Write a python function!").intent is not first
+    first, second = sized(sizer).intent, sized(sizer).intent
+    assert second is not first
+    assert sized(sizer, temperature=0.5, max_tokens=3).intent is second
+    for fields in ({"tools": [{"type": "function"}]}, {"content": "Write a python function!"}):
+        assert sized(sizer, **fields).intent is not second
     long = "word " * REMEMBERED_BYTES
-    assert sized(sizer, long).intent is not sized(sizer, long).intent
+    anew = [sized(sizer, long).intent for _ in range(3)]
+    assert len({*map(id, anew)}) == len(anew)
+
+
+def test_what_is_no_text_is_the_upstreams_to_judge() -> None:
+    """A prompt that is not UTF-8 is sized like an empty one, whole or in parts."""
+    sizer = a_sizer(a_policy())
+    for content in (b'"\xff"', b'[{"type":"text","text":"\xff"}]', b'"%b"' % (b"\xff" * 9000)):
+        body = b'{"model":"m","messages":[{"role":"user","content":%b}]}' % content
+        sizing = sizer.size(DIALECT.parse_request(body), DIALECT, "team")
+        assert sizing.intent == sized(sizer, "").intent
 
 
 def test_what_is_remembered_changes_nothing() -> None:
@@ -177,4 +188,5 @@ def test_what_an_answer_says_of_its_budget(budget: Budget, said: str) -> None:
 )
 def test_a_system_prompts_text(message: object, text: str) -> None:
     """Of whatever shape; a message of anybody else has none."""
-    assert system_text(json.dumps(message).encode()) == text
+    request = DIALECT.parse_request(json.dumps({"model": "m", "messages": [message]}).encode())
+    assert system_text(DIALECT.gist(request).body) == text

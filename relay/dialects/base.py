@@ -151,13 +151,10 @@ class Dialect(Protocol):
         """Fingerprints and tokens of the prompt's beginnings, see `relay.wire.prefixes`."""
 
     def prompt(self, request: ChatRequest) -> tuple[bytes, ...]:
-        """All of a request that `gist` and `texts` read, as it came."""
+        """All of a request that `gist` reads, as it came."""
 
     def gist(self, request: ChatRequest) -> Gist:
-        """The bounded part of a request that tells what it is after."""
-
-    def texts(self, request: ChatRequest) -> tuple[list[bytes], int]:
-        """Pieces of text that a model reads, as they stand between the quotes of JSON, and the number of images."""
+        """What tells what a request is after, and the texts that a model reads."""
 
     def reasoning(self, request: ChatRequest) -> Reasoning | None:
         """What the client says of hidden reasoning; None if it leaves that open."""

@@ -8,7 +8,7 @@ Source: platform.openai.com/docs/api-reference/chat; where servers differ from i
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
@@ -23,7 +23,7 @@ from relay.dialects.openai_segments import (
     whole_answer,
 )
 from relay.errors import InvalidRequest, RelayError, UpstreamProtocolError, UpstreamRefused
-from relay.messages import ChatRequest, Headers, Reasoning, Shape
+from relay.messages import ChatRequest, Headers, Reasoning, Shape, Turn
 from relay.wire.gist import Gist, gist
 from relay.wire.prefixes import prefixes
 from relay.wire.retry_after import retry_after_s
@@ -38,28 +38,18 @@ if TYPE_CHECKING:
 LIMIT_FIELDS = ("max_completion_tokens", "max_tokens")
 """The two names of the answer's limit; the newer one wins if a client sends both."""
 
-
-class _Turn(msgspec.Struct, gc=False):
-    """What a model reads of a message."""
-
-    content: msgspec.Raw = NOTHING
-    tool_calls: msgspec.Raw = NOTHING
-
-
-class _Part(msgspec.Struct, gc=False):
-    type: str | None = None
-    text: msgspec.Raw = NOTHING
+_Message = TypeVar("_Message")
 
 
 class _StreamOptions(msgspec.Struct, gc=False):
     include_usage: bool | None = None
 
 
-class _Head(msgspec.Struct, gc=False):
+class _Head(msgspec.Struct, Generic[_Message], gc=False):
     """What the relay reads of a request."""
 
     model: str
-    messages: list[msgspec.Raw]
+    messages: list[_Message]
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     max_completion_tokens: int | None = None
@@ -116,9 +106,10 @@ _NOT_CONTINUED = {
 _IMAGE_PART = re.compile(rb'"type"\s*:\s*"image_url"')
 _AUDIO_PART = re.compile(rb'"type"\s*:\s*"input_audio"')
 _AT_FIELD = re.compile(r"(?:at `\$\.|required field `)(\w+)")
-_read_head = msgspec.json.Decoder(_Head).decode
-_read_turn = msgspec.json.Decoder(_Turn).decode
-_read_parts = msgspec.json.Decoder(list[_Part]).decode
+_read_usual_head = msgspec.json.Decoder(_Head[Turn]).decode
+_read_any_head = msgspec.json.Decoder(_Head[msgspec.Raw]).decode
+_read_turn = msgspec.json.Decoder(Turn).decode
+_read_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _read_thinking = msgspec.json.Decoder(str | _Thinking | None).decode
 
 
@@ -136,7 +127,7 @@ class OpenAIChat:
         """Read what the relay needs; every other field is left for the upstream to judge."""
         try:
             fields = read_object(body)
-            head = _read_head(body)
+            head, turns = _read_head(body)
         except msgspec.ValidationError as error:
             param = _AT_FIELD.search(str(error))
             raise InvalidRequest(
@@ -147,58 +138,41 @@ class OpenAIChat:
         wants_usage = bool(head.stream_options and head.stream_options.include_usage)
         max_tokens = head.max_tokens if head.max_completion_tokens is None else head.max_completion_tokens
         stream, choices = head.stream or False, head.n or 1
-        return ChatRequest(body, fields, head.model, stream, wants_usage, max_tokens, choices, head.messages)
+        return ChatRequest(body, fields, head.model, stream, wants_usage, max_tokens, choices, turns)
 
     def features(self, request: ChatRequest) -> frozenset[str]:
         """What a request uses, told from fields and from the types of its messages' parts.
 
         Inside a text every quote is escaped, so what a prompt says of `"type": "image_url"` is not taken for one.
         """
-        fields, messages = request.fields, bytes(request.fields["messages"])
-        used = {feature for name, feature in _FEATURE_FIELDS.items() if bytes(fields.get(name, b"")) not in _UNUSED}
+        fields = request.fields
+        said = _FEATURE_FIELDS.keys() & fields
+        used = {_FEATURE_FIELDS[name] for name in said if bytes(fields[name]) not in _UNUSED}
         if b'"json_schema"' in bytes(fields.get("response_format", b"")):
             used.add("json_schema")
         if b'"audio"' in bytes(fields.get("modalities", b"")):
             used.add("audio")
-        if b'"image_url"' in messages and _IMAGE_PART.search(messages):
+        parts = b"".join([turn.content for turn in request.turns if memoryview(turn.content)[:1].tobytes() == b"["])
+        if b'"image_url"' in parts and _IMAGE_PART.search(parts):
             used.add("vision")
-        if b'"input_audio"' in messages and _AUDIO_PART.search(messages):
+        if b'"input_audio"' in parts and _AUDIO_PART.search(parts):
             used.add("audio")
-        if messages.rfind(b'"assistant"') > messages.rfind(b'"user"') and _ends_with_assistant(request.turns):
+        if _ends_with_assistant(request.turns):
             used.add("prefill")
         return frozenset(used)
 
     def prefixes(self, request: ChatRequest) -> tuple[tuple[bytes, int], ...]:
         """Of the messages, behind the tools: in this order providers read and cache them."""
-        return prefixes(bytes(request.fields["messages"]), bytes(request.fields.get("tools", b"")))
+        return prefixes(memoryview(request.fields["messages"]), memoryview(request.fields.get("tools", b"")))
 
     def prompt(self, request: ChatRequest) -> tuple[bytes, ...]:
         """Messages, tools and response format."""
         fields = request.fields
-        return tuple([bytes(fields.get(name, b"")) for name in _PROMPT_FIELDS])
+        return tuple([bytes(fields[name]) if name in fields else b"" for name in _PROMPT_FIELDS])
 
     def gist(self, request: ChatRequest) -> Gist:
         """See `relay.wire.gist`."""
         return gist(request.turns, request.fields)
-
-    def texts(self, request: ChatRequest) -> tuple[list[bytes], int]:
-        """Contents, tool calls and tool definitions. Of what is neither text nor an image nothing is known."""
-        texts, images = [], 0
-        for raw in request.turns:
-            try:
-                turn = _read_turn(raw)
-                content = bytes(turn.content)
-                if content.startswith(b"["):
-                    parts = _read_parts(content)
-                    images += sum(part.type == "image_url" for part in parts)
-                    texts += [bytes(part.text)[1:-1] for part in parts]
-                elif content.startswith(b'"'):
-                    texts.append(content[1:-1])
-                texts.append(bytes(turn.tool_calls))
-            except msgspec.ValidationError:
-                continue  # odd messages are the upstream's to judge
-        texts += [bytes(request.fields[name]) for name in ("tools", "functions") if name in request.fields]
-        return texts, images
 
     def reasoning(self, request: ChatRequest) -> Reasoning | None:
         """In the fields of OpenAI, OpenRouter, Anthropic and Gemini; what cannot be read there says nothing."""
@@ -255,8 +229,8 @@ class OpenAIChat:
     def may_continue(self, request: ChatRequest) -> bool:
         """Not JSON, sound or log probabilities, of one answer only, and none whose beginning the client wrote."""
         fields = request.fields
-        for name in _NOT_CONTINUED.keys() & fields:
-            if bytes(fields[name]) not in _NOT_CONTINUED[name]:
+        for name, harmless in _NOT_CONTINUED.items():
+            if name in fields and bytes(fields[name]) not in harmless:
                 return False
         return request.choices == 1 and bool(request.turns) and not _ends_with_assistant(request.turns)
 
@@ -329,16 +303,26 @@ class OpenAIChat:
         return b"data: %b\n\n" % self.encode_error(error)
 
 
-class _Role(msgspec.Struct, gc=False):
-    role: str | None = None
-
-
-def _ends_with_assistant(turns: Sequence[msgspec.Raw]) -> bool:
-    """Whether the last message is the beginning of the answer."""
+def _read_head(body: bytes) -> tuple[_Head[Any], list[Turn]]:
+    """The head and the messages; what is no message is the upstream's to judge, and has nothing to read."""
     try:
-        return msgspec.json.decode(turns[-1], type=_Role).role == "assistant"
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, IndexError):
-        return False
+        usual = _read_usual_head(body)
+    except msgspec.ValidationError:
+        odd = _read_any_head(body)
+        return odd, [_turn(raw) for raw in odd.messages]
+    return usual, usual.messages
+
+
+def _turn(raw: msgspec.Raw) -> Turn:
+    try:
+        return _read_turn(raw)
+    except msgspec.ValidationError:
+        return Turn()
+
+
+def _ends_with_assistant(turns: Sequence[Turn]) -> bool:
+    """Whether the last message is the beginning of the answer."""
+    return bool(turns) and turns[-1].role == "assistant"
 
 
 def _shaped(request: ChatRequest, shape: Shape, max_tokens_field: str | None) -> dict[str, bytes]:
@@ -359,12 +343,13 @@ def _shaped(request: ChatRequest, shape: Shape, max_tokens_field: str | None) ->
     if shape.verbosity is not None and bytes(request.fields.get("verbosity", b"null")) == b"null":
         changes["verbosity"] = b'"%b"' % shape.verbosity.encode()
     if shape.steering is not None:
-        changes["messages"] = _steered(bytes(request.fields["messages"]), request.turns, shape.steering)
+        changes["messages"] = _steered(bytes(request.fields["messages"]), shape.steering)
     return changes
 
 
-def _steered(messages: bytes, turns: Sequence[msgspec.Raw], text: str) -> bytes:
+def _steered(messages: bytes, text: str) -> bytes:
     """The messages with a text at the end of their system prompt, or as a system prompt of their own."""
+    turns = _read_list(messages)
     first = bytes(turns[0]) if turns else b""
     try:
         fields = read_object(first)
@@ -377,7 +362,7 @@ def _steered(messages: bytes, turns: Sequence[msgspec.Raw], text: str) -> bytes:
             content = content[:-1] + msgspec.json.encode("\n\n" + text)[1:]
         else:
             part = msgspec.json.encode({"type": "text", "text": text})
-            content = b"[" + b",".join([*map(bytes, msgspec.json.decode(content, type=list[msgspec.Raw])), part]) + b"]"
+            content = b"[" + b",".join([*_read_list(content), part]) + b"]"
         start = messages.index(first)
         return messages[:start] + splice(first, fields, {"content": content}) + messages[start + len(first) :]
     own = msgspec.json.encode({"role": "system", "content": text})

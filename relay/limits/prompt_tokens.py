@@ -106,14 +106,17 @@ _ASCII_WEIGHTS = tuple(map(PROMPT_TOKENS.__getitem__, _NAMES))
 def features(text: bytes) -> dict[str, int]:
     """What is counted in a UTF-8 text, by the names that weights have."""
     classes = text.translate(_TABLE)
-    counts = dict(zip(_NAMES, map(classes.count, _COUNTED), strict=True))
-    if not text.isascii():
-        counts |= {name.decode(): classes.count(name) for name in _LEAD_CLASSES if name in classes}
-        for lead, scripts in _SHARED_LEADS.items():
-            if counts.pop(lead.decode(), 0):
-                counts |= {script: sum(map(text.count, starts)) for script, starts in scripts.items()}
-        if counts.get("vietnamese"):  # its words are in the vocabulary whole, those of most Latin scripts are not
-            counts["l_vietnamese"] = counts.pop("l", 0)
+    return dict(zip(_NAMES, map(classes.count, _COUNTED), strict=True)) | _scripts(text, classes)
+
+
+def _scripts(text: bytes, classes: bytes) -> dict[str, int]:
+    """Characters beyond ASCII."""
+    counts = {name.decode(): classes.count(name) for name in _LEAD_CLASSES if name in classes}
+    for lead, scripts in _SHARED_LEADS.items():
+        if counts.pop(lead.decode(), 0):
+            counts |= {script: sum(map(text.count, starts)) for script, starts in scripts.items()}
+    if counts.get("vietnamese"):  # its words are in the vocabulary whole, those of most Latin scripts are not
+        counts["l_vietnamese"] = counts.pop("l", 0)
     return counts
 
 
@@ -131,10 +134,12 @@ def estimate(text: bytes, *, escaped: bool = False) -> float:
         return estimate(sample, escaped=escaped) * len(text) / SAMPLE_BYTES
     if escaped and b"\\" in text:
         text = unescaped(text)
-    if text.isascii():
-        counts = map(text.translate(_TABLE).count, _COUNTED)
-        return sum([weight * count for weight, count in zip(_ASCII_WEIGHTS, counts, strict=True)])
-    return sum(PROMPT_TOKENS[name] * count for name, count in features(text).items())
+    classes = text.translate(_TABLE)
+    counts = map(classes.count, _COUNTED)
+    tokens = sum([weight * count for weight, count in zip(_ASCII_WEIGHTS, counts, strict=True)])
+    if not text.isascii():
+        tokens += sum([PROMPT_TOKENS[name] * count for name, count in _scripts(text, classes).items()])
+    return tokens
 
 
 def unescaped(text: bytes) -> bytes:
@@ -151,7 +156,7 @@ def _unescaped(escapes: re.Match[bytes]) -> bytes:
     return read.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
-def estimate_escaped(texts: Iterable[bytes], *, messages: int, images: int = 0) -> float:
+def estimate_escaped(texts: Iterable[bytes | memoryview], *, messages: int, images: int = 0) -> float:
     """As `estimate_prompt`, of texts as they stand between the quotes of JSON."""
     around = TOKENS_PER_MESSAGE * messages + TOKENS_PER_REPLY + TOKENS_PER_IMAGE * images
     return estimate(b"\n".join(texts), escaped=True) + around

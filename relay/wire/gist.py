@@ -1,9 +1,9 @@
-"""The part of a conversation that tells what it is after, as JSON and bounded, however long the prompt is.
+"""The part of a conversation that tells what it is after and how long it is, however long the prompt.
 
 People put their request at the beginning or at the end of what they write, applications put the task at the beginning
-of the system prompt. So a gist is a small Chat Completions body: the first message and the last few, text only in the
-first and in the last user's, and of long texts their two ends. It is cut from the client's bytes; nothing long is
-decoded.
+of the system prompt. So the body of a gist is a small Chat Completions body: the first message and the last few, text
+only in the first and in the last user's, and of long texts their two ends. Nothing long is copied or decoded, and
+contents are walked only where they are lists of parts.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from relay.messages import ABSENT
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    from relay.messages import Turn
 
 RECENT = 16
 """Messages kept from the end, beside the first."""
@@ -29,102 +33,109 @@ END_CHARS = 320
 
 _PLAIN_END = 4 * (END_CHARS + 1)  # bytes, in UTF-8; one for the quote
 _ESCAPED_END = 12 * (END_CHARS + 1)  # bytes, each character a pair of \u escapes
-_BRIEF = 2 * _PLAIN_END
 _LOOK_BACK = 64
 _SHORT = 64
-
-_BESIDE = {"tools", "functions", "response_format"}
-_ABSENT = msgspec.Raw()
+_QUOTE, _BRACKET, _BRACE = b'"[{'
+_NOTHING = (b"null", b"false", b"0", b'""', b"{}")
+_IMAGE = msgspec.Raw(b'"image_url"')
 
 
 class Gist(NamedTuple):
     """What is left.
 
     Attributes:
-        body: a Chat Completions body.
-        first: its first message, which may be a system prompt; nothing if it has none.
+        body: a Chat Completions body as decoded JSON.
+        texts: all that a model reads, uncut, as it stands between the quotes of JSON; tools as JSON. Views.
+        images: how many pictures there are among the parts.
     """
 
-    body: bytes
-    first: bytes
-
-
-class _Turn(msgspec.Struct, gc=False):
-    role: Any = None
-    content: msgspec.Raw = _ABSENT
+    body: dict[str, Any]
+    texts: list[memoryview]
+    images: int
 
 
 class _Part(msgspec.Struct, gc=False):
-    type: msgspec.Raw = _ABSENT
-    text: msgspec.Raw = _ABSENT
+    type: msgspec.Raw = ABSENT
+    text: msgspec.Raw = ABSENT
 
 
 class _Function(msgspec.Struct, gc=False):
-    name: msgspec.Raw = _ABSENT
-    description: msgspec.Raw = _ABSENT
+    name: msgspec.Raw = ABSENT
+    description: msgspec.Raw = ABSENT
 
 
 class _Tool(_Function, gc=False):
-    function: msgspec.Raw = _ABSENT
+    function: msgspec.Raw = ABSENT
 
 
 class _Format(msgspec.Struct, gc=False):
-    type: msgspec.Raw = _ABSENT
+    type: msgspec.Raw = ABSENT
 
 
-_read_turn = msgspec.json.Decoder(_Turn).decode
 _read_part = msgspec.json.Decoder(_Part).decode
+_read_parts = msgspec.json.Decoder(list[_Part]).decode
 _read_tool = msgspec.json.Decoder(_Tool).decode
 _read_function = msgspec.json.Decoder(_Function).decode
 _read_format = msgspec.json.Decoder(_Format).decode
 _read_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_read_text = msgspec.json.Decoder(str).decode
 
 
-def gist(turns: Sequence[msgspec.Raw], fields: Mapping[str, msgspec.Raw]) -> Gist:
+def gist(turns: Sequence[Turn], fields: Mapping[str, msgspec.Raw]) -> Gist:
     """Cut a request down.
 
     Args:
         turns: its messages.
         fields: its top-level fields.
     """
-    prompt = bytes(fields["messages"])
-    if len(prompt) <= _BRIEF and len(turns) <= RECENT and _BESIDE.isdisjoint(fields):
-        return Gist(b'{"messages":%b}' % prompt, bytes(turns[0]) if turns else b"")
-    kept = [_turn(raw) for raw in (turns if len(turns) <= RECENT else (turns[0], *turns[-RECENT:]))]
-    asked = next((turn for turn in reversed(kept[-RECENT:]) if turn is not None and turn.role == "user"), None)
-    first = kept[0] if kept else None
-    messages = [_message(turn, whole=turn is first or turn is asked) for turn in kept]
-    body = b'{"messages":[%b]' % b",".join(messages)
+    asked = next((turn for turn in reversed(turns[-RECENT:]) if turn.role == "user"), None)
+    messages: list[dict[str, Any]] = []
+    body: dict[str, Any] = {"messages": messages}
+    texts, images = [], 0
+    for place, turn in enumerate(turns):
+        view = memoryview(turn.content)
+        begins = view[0] if view else 0
+        parts = _parts(turn.content) if begins == _BRACKET else []
+        if begins == _QUOTE:
+            texts.append(view[1:-1])
+        for part in parts:
+            texts.append(memoryview(part.text)[1:-1])
+            images += part.type == _IMAGE
+        if turn.tool_calls is not ABSENT:
+            texts.append(memoryview(turn.tool_calls))
+        if not place or turn is asked:
+            messages.append({"role": turn.role, "content": _ends(parts) if parts else _text(view)})
+        elif place >= len(turns) - RECENT:
+            messages.append({"role": turn.role})
     for name in ("tools", "functions"):
         if name in fields:
-            body += b',"%b":%b' % (name.encode(), _tools(bytes(fields[name])))
+            body[name] = _tools(fields[name])
+            texts.append(memoryview(fields[name]))
     if "response_format" in fields:
-        body += b',"response_format":' + _response_format(bytes(fields["response_format"]))
-    return Gist(body + b"}", messages[0] if messages else b"")
+        body["response_format"] = _response_format(fields["response_format"])
+    return Gist(body, texts, images)
 
 
-def shortened(string: bytes) -> bytes:
-    """A JSON string without its middle: `END_CHARS` of each end are kept or more. What is short or no string stays."""
-    if len(string) <= 2 * _PLAIN_END or not string.startswith(b'"'):
-        return string
-    ends = string[:_ESCAPED_END], string[-_ESCAPED_END:]
+def shortened(string: memoryview) -> bytes:
+    """A JSON string without its middle: `END_CHARS` of each end are kept or more; what is short stays whole."""
+    ends = bytes(string[:_ESCAPED_END]), bytes(string[-_ESCAPED_END:])
     size = _ESCAPED_END if any(b"\\u" in end for end in ends) else _PLAIN_END
     if len(string) <= 2 * size + _LOOK_BACK:
-        return string
+        return bytes(string)
     start, end = _between_characters(string, size), _between_characters(string, len(string) - size)
-    return string if start is None or end is None else b"%b\\n%b" % (string[:start], string[end:])
+    return bytes(string) if start is None or end is None else b"\\n".join((string[:start], string[end:]))
 
 
-def _between_characters(string: bytes, at: int) -> int | None:
+def _between_characters(string: memoryview, at: int) -> int | None:
     """The first place from `at` on that is in no escape and no character; None if backslashes hide it."""
-    before = string[at - _LOOK_BACK : at]
+    before = bytes(string[at - _LOOK_BACK : at])
     escapes = before[: before.rfind(b"\\") + 1]
     run = len(escapes) - len(escapes.rstrip(b"\\"))
     if run and run == len(before):
         return None
     if run % 2:
         start = at - len(before) + len(escapes) - 1
-        code = string[start + 1 : start + 4].lower()
+        code = bytes(string[start + 1 : start + 4]).lower()
         size = 2 if code[:1] != b"u" else 12 if code[1:] >= b"d8" and code[1:] < b"dc" else 6
         at = max(at, start + size)
     while string[at] & 0xC0 == 0x80:  # noqa: PLR2004 - UTF-8's mark of a byte that continues a character
@@ -132,68 +143,60 @@ def _between_characters(string: bytes, at: int) -> int | None:
     return at
 
 
-def _turn(raw: msgspec.Raw) -> _Turn | None:
-    """A message; one that is no object counts as one without a role, but for null."""
+def _ends(parts: list[_Part]) -> list[dict[str, str | None]]:
+    kept = parts if len(parts) <= 2 * PARTS else [*parts[:PARTS], *parts[-PARTS:]]
+    return [{"type": _text(memoryview(part.type)), "text": _text(memoryview(part.text))} for part in kept]
+
+
+def _parts(content: msgspec.Raw) -> list[_Part]:
     try:
-        return _read_turn(raw)
+        return _read_parts(content)
     except msgspec.ValidationError:
-        return None if bytes(raw) == b"null" else _Turn()
+        return [_part(raw) for raw in _read_list(content)]
 
 
-def _message(turn: _Turn | None, *, whole: bool) -> bytes:
-    if turn is None:
-        return b"null"
-    role = msgspec.json.encode(turn.role[:_SHORT] if isinstance(turn.role, str) else None)
-    if not whole or turn.content is _ABSENT:
-        return b'{"role":%b}' % role
-    return b'{"role":%b,"content":%b}' % (role, _content(bytes(turn.content)))
+def _part(raw: msgspec.Raw) -> _Part:
+    """One of a list in which not all are objects."""
+    if _is(_BRACE, raw):
+        return _read_part(raw)
+    return _Part(text=raw) if _is(_QUOTE, raw) else _Part()
 
 
-def _content(content: bytes) -> bytes:
-    if not content.startswith(b"["):
-        return shortened(content) if content.startswith(b'"') else b"null"
-    parts = _read_list(content)
-    if len(parts) > 2 * PARTS:
-        parts = [*parts[:PARTS], *parts[-PARTS:]]
-    return b"[%b]" % b",".join(_part(bytes(part)) for part in parts)
+def _tools(tools: msgspec.Raw) -> list[Any] | bool:
+    """The first of a list of tools; for what is none, whether anything is there."""
+    if not _is(_BRACKET, tools):
+        return bytes(tools) not in _NOTHING
+    return [_tool(raw) for raw in _read_list(tools)[:TOOLS]]
 
 
-def _part(part: bytes) -> bytes:
-    if part.startswith(b'"'):
-        return shortened(part)
-    if not part.startswith(b"{"):
-        return b"null"
-    read = _read_part(part)
-    return _object((("type", read.type), ("text", read.text)))
+def _tool(raw: msgspec.Raw) -> dict[str, Any] | None:
+    if not _is(_BRACE, raw):
+        return None
+    tool = _read_tool(raw)
+    if tool.function is ABSENT:
+        return _described(tool)
+    return {"function": _described(_read_function(tool.function)) if _is(_BRACE, tool.function) else None}
 
 
-def _tools(tools: bytes) -> bytes:
-    if not tools.startswith(b"["):
-        return tools if len(tools) <= _SHORT else b"true"
-    return b"[%b]" % b",".join(_tool(bytes(tool)) for tool in _read_list(tools)[:TOOLS])
+def _described(function: _Function) -> dict[str, Any]:
+    return {"name": _text(memoryview(function.name)), "description": _text(memoryview(function.description))}
 
 
-def _tool(tool: bytes) -> bytes:
-    if not tool.startswith(b"{"):
-        return b"null"
-    read = _read_tool(tool)
-    if read.function is _ABSENT:
-        return _object((("name", read.name), ("description", read.description)))
-    if not bytes(read.function).startswith(b"{"):
-        return b'{"function":null}'
-    function = _read_function(read.function)
-    return b'{"function":%b}' % _object((("name", function.name), ("description", function.description)))
+def _response_format(value: msgspec.Raw) -> dict[str, Any] | None:
+    return {"type": _text(memoryview(_read_format(value).type))} if _is(_BRACE, value) else None
 
 
-def _response_format(value: bytes) -> bytes:
-    return _object((("type", _read_format(value).type),)) if value.startswith(b"{") else b"null"
+def _text(view: memoryview) -> str | None:
+    """A string, if it is one: of a long one the two ends."""
+    if not view or view[0] != _QUOTE:
+        return None
+    try:
+        return _read_text(view if len(view) <= 2 * _PLAIN_END else shortened(view))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
-def _object(values: Iterable[tuple[str, msgspec.Raw]]) -> bytes:
-    """Fields that are there; long strings shortened, what else is long left out."""
-    members = []
-    for name, raw in values:
-        value = shortened(bytes(raw))
-        if value and (value.startswith(b'"') or len(value) <= _SHORT):
-            members.append(b'"%b":%b' % (name.encode(), value))
-    return b"{%b}" % b",".join(members)
+def _is(kind: int, raw: msgspec.Raw) -> bool:
+    """Whether JSON begins with that byte."""
+    view = memoryview(raw)
+    return bool(view) and view[0] == kind

@@ -13,7 +13,7 @@ LONGEST = 512 * 1024
 _BYTES_PER_TOKEN = 4
 
 
-def prefixes(prompt: bytes, before: bytes = b"") -> tuple[tuple[bytes, int], ...]:
+def prefixes(prompt: bytes | memoryview, before: bytes | memoryview = b"") -> tuple[tuple[bytes, int], ...]:
     """The fingerprint and the tokens, four bytes each, of each beginning that is `SHORTEST` doubled some times.
 
     Doubling bounds the work by the prompt's length and what is remembered by its logarithm, and tells at least half

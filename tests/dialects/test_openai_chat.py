@@ -210,9 +210,9 @@ class TestRequests:
             {"role": "assistant", "content": None, "tool_calls": [1]},
             3,
         ]
-        texts, images = CHAT.texts(CHAT.parse_request(body(messages=messages, tools=[2])))
-        assert b" ".join(texts).split() == [b"a\\nb", b"c", b"[1]", b"[2]"]
-        assert images == 1
+        gist = CHAT.gist(CHAT.parse_request(body(messages=messages, tools=[2])))
+        assert b" ".join(gist.texts).split() == [b"a\\nb", b"c", b"[1]", b"[2]"]
+        assert gist.images == 1
 
     def test_an_answer_for_the_same_model_needs_no_change(self):
         """Where nothing has to change, the very bytes go on."""

@@ -10,20 +10,30 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from relay.dialects import DIALECTS
 from relay.intent import classify
 from relay.intent.features import features
 from relay.limits.lengths import application
 from relay.sizing import system_text
-from relay.wire.gist import END_CHARS, Gist, gist, shortened
-from relay.wire.splice import read_object
+from relay.wire.gist import END_CHARS, PARTS, Gist, shortened
 
 LONG = 3 * END_CHARS
 SPICE = ["word ", "```\n", "\\", '"', "\n", "é", "中文", "😀", "\\u00e9", "안녕", "?", "\ud83d"]
 
 
 def gist_of(body: dict[str, Any], *, ascii_only: bool) -> Gist:
-    raw = json.dumps(body, ensure_ascii=ascii_only).encode()
-    return gist(msgspec.json.decode(json.dumps(body["messages"]), type=list[msgspec.Raw]), read_object(raw))
+    raw = json.dumps({"model": "m", **body}, ensure_ascii=ascii_only).encode()
+    return DIALECTS["openai"].gist(DIALECTS["openai"].parse_request(raw))
+
+
+def system_prompt_of(body: dict[str, Any]) -> str:
+    match body["messages"]:
+        case [{"role": "system" | "developer", "content": str(text)}, *_]:
+            return text
+        case [{"role": "system" | "developer", "content": list(parts)}, *_]:
+            texts = [part.get("text") if isinstance(part, dict) else part for part in parts[:PARTS]]
+            return "\n".join(text for text in texts if isinstance(text, str))
+    return ""
 
 
 texts = st.builds(
@@ -41,7 +51,8 @@ parts = st.one_of(
 )
 contents = st.one_of(texts, odd, st.lists(parts, max_size=11))
 roles = st.sampled_from(["system", "developer", "user", "assistant", "tool", None, 3])
-messages = st.one_of(odd, st.fixed_dictionaries({}, optional={"role": roles, "content": contents}))
+no_message = odd.filter(lambda value: value is not None)  # the classifier takes null for a missing user's message
+messages = st.one_of(no_message, st.fixed_dictionaries({}, optional={"role": roles, "content": contents}))
 functions = st.fixed_dictionaries({}, optional={"name": texts | odd, "description": texts | odd, "parameters": odd})
 tools = st.one_of(
     odd, st.lists(st.one_of(odd, functions, st.fixed_dictionaries({"function": functions | odd})), max_size=10)
@@ -59,7 +70,7 @@ bodies = st.fixed_dictionaries(
 @given(body=bodies, ascii_only=st.booleans())
 def test_classifies_like_the_whole(body, ascii_only):
     """What speaks of the intent is all in there, so the classifier cannot tell a gist from its request."""
-    told = msgspec.json.decode(gist_of(body, ascii_only=ascii_only).body)
+    told = gist_of(body, ascii_only=ascii_only).body
     assert features(told) == features(body)
     assert classify(told) == classify(body)
 
@@ -71,23 +82,22 @@ def test_classifies_like_the_whole(body, ascii_only):
 )
 def test_tells_the_application(body, ascii_only):
     """An application's fingerprint can be told from the gist's system prompt."""
-    first = json.dumps(body["messages"][0]).encode() if body["messages"] else b""
-    assert application(system_text(gist_of(body, ascii_only=ascii_only).first)) == application(system_text(first))
+    assert application(system_text(gist_of(body, ascii_only=ascii_only).body)) == application(system_prompt_of(body))
 
 
 @pytest.mark.parametrize(
     "content", ["x" * 1_000_000, "\u4e2d" * 200_000, [{"type": "text", "text": "x" * 20_000}] * 50]
 )
 def test_is_bounded(content):
-    """However long a prompt is, its gist has some ten thousand bytes."""
+    """However long a prompt is, the body of its gist has some ten thousand bytes."""
     body = {"messages": [{"role": "user", "content": content}] * 20, "tools": [{"function": {"name": "x" * 1000}}] * 99}
-    assert len(gist_of(body, ascii_only=True).body) < 100_000
+    assert len(json.dumps(gist_of(body, ascii_only=True).body)) < 100_000
 
 
 @given(text=texts, ascii_only=st.booleans())
 def test_keeps_both_ends(text, ascii_only):
     """A shortened string is a JSON string still, with the beginning and the end of the whole one."""
-    raw = json.dumps(text, ensure_ascii=ascii_only).encode()
+    raw = memoryview(json.dumps(text, ensure_ascii=ascii_only).encode())
     short = msgspec.json.decode(shortened(raw), type=str)
     assert short[:END_CHARS] == text[:END_CHARS]
     assert short[-END_CHARS:] == text[-END_CHARS:]
@@ -96,5 +106,5 @@ def test_keeps_both_ends(text, ascii_only):
 
 def test_a_run_of_backslashes_stays_whole():
     """Where backslashes hide between which characters a cut would fall, nothing is cut."""
-    raw = json.dumps("\\" * 20_000).encode()
+    raw = memoryview(json.dumps("\\" * 20_000).encode())
     assert shortened(raw) == raw
