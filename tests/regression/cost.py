@@ -3,7 +3,8 @@
 Counted are the bytecode instructions that the relay's own modules execute per request, per stream and per chunk of a
 stream, and the bytes that they hold for each open stream. A real relay serves a real client over loopback in this
 process; only frames of `relay/` count, so neither the event loop nor the test's servers are in the numbers. The clock
-stands still: no timer adds to them.
+stands still: no timer adds to them. Sized requests have a prompt each, are told apart by intent, get a budget and are
+routed by latency and cost, once some answers have taught how long they become.
 
     python -m tests.regression.cost               # what it costs now, against the budget
     python -m tests.regression.cost --renew       # and make that the budget
@@ -18,9 +19,11 @@ import gc
 import hashlib
 import json
 import platform
+import random
 import sys
 import tracemalloc
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,7 +31,7 @@ from relay.telemetry.metrics import MAX_WAITING
 from tests.fakes import FakeClock
 from tests.servers import chat
 from tests.servers.client import RawClient, post
-from tests.servers.policies import policy
+from tests.servers.policies import NAMES, policy
 from tests.servers.relay import serve
 from tests.servers.upstream import Upstream, always, send
 
@@ -46,8 +49,16 @@ _RELAY = f"{Path(__file__).parents[2] / 'relay'}/"
 _KEY = "sk-regression"
 _LIMITS = {"requests_per_min": 10**9, "tokens_per_min": 10**12, "streams": 10**6}
 _WARM_UP, _COUNTED = 20, MAX_WAITING  # so many that metrics count what waits exactly once
+_LESSONS = 600
 _FEW_CHUNKS, _MANY_CHUNKS = 5, 25
 _OPEN_STREAMS = 50
+_SIZING = {
+    "models": {name: {"provider": name, "price": {"input": 1, "output": 4}} for name in NAMES},
+    "routes": [{"name": "auto", "candidates": NAMES, "objective": {"latency": 1, "cost": 1}}],
+    "budgets": {},
+}
+_WORDS = (__doc__ or "").split()
+_PROMPT_WORDS = 150
 
 
 def module_of(code: CodeType) -> str:
@@ -74,6 +85,10 @@ def measure(place: Callable[[CodeType], str] = module_of) -> dict[str, Cost]:
     return {
         "instructions per request": asyncio.run(_count_requests(whole, place, stream=False)),
         "instructions per stream of 10 chunks, sent at once": asyncio.run(_count_requests(stream, place, stream=True)),
+        "instructions per sized request": asyncio.run(_count_requests(whole, place, stream=False, sized=True)),
+        "instructions per sized stream of 10 chunks, sent at once": asyncio.run(
+            _count_requests(stream, place, stream=True, sized=True)
+        ),
         "instructions per chunk": {
             stage: (many.get(stage, 0) - few.get(stage, 0)) / (_MANY_CHUNKS - _FEW_CHUNKS) for stage in stages
         },
@@ -113,32 +128,51 @@ def compare(now: Cost, before: Cost) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _client_of_relay(*steps: Step) -> AsyncIterator[Callable[[], Awaitable[RawClient]]]:
-    """A relay with three candidates, a key and all limits, in front of an upstream with that script; opens clients."""
+async def _client_of_relay(*steps: Step, **tables: Any) -> AsyncIterator[Callable[[], Awaitable[RawClient]]]:
+    """A relay with three candidates, a key and all limits, in front of an upstream with that script; opens clients.
+
+    Args:
+        steps: the script.
+        tables: further tables of the policy.
+    """
     async with Upstream(always(*steps)) as upstream:
         text = policy(
             *[upstream.base_url] * 3,
             access={"open": False},
             keys={"team": {"sha256": hashlib.sha256(_KEY.encode()).hexdigest(), "limits": _LIMITS}},
+            **tables,
         )
         async with serve(text, clock=FakeClock()) as relay:
             yield lambda: RawClient.connect(relay.port)
 
 
-def _request(*, stream: bool) -> bytes:
-    return post(chat.request_body(stream=stream, temperature=0.7, max_tokens=100), ("authorization", f"Bearer {_KEY}"))
+def _request(*, stream: bool, **fields: Any) -> bytes:
+    return post(chat.request_body(stream=stream, temperature=0.7, **fields), ("authorization", f"Bearer {_KEY}"))
 
 
-async def _count_requests(answer: bytes, place: Callable[[CodeType], str], *, stream: bool) -> Cost:
+def _requests(*, stream: bool, sized: bool) -> Iterator[bytes]:
+    rng = random.Random(0)
+    while True:
+        if not sized:
+            yield _request(stream=stream, max_tokens=100)
+            continue
+        user = {"role": "user", "content": " ".join(rng.choices(_WORDS, k=_PROMPT_WORDS))}
+        yield _request(stream=stream, messages=[{"role": "system", "content": "You are helpful."}, user])
+
+
+async def _count_requests(
+    answer: bytes, place: Callable[[CodeType], str], *, stream: bool, sized: bool = False
+) -> Cost:
     """Requests one after the other on one connection, the answer sent in one piece."""
-    async with _client_of_relay(send(answer)) as connect, await connect() as client:
+    requests = _requests(stream=stream, sized=sized)
+    async with _client_of_relay(send(answer), **(_SIZING if sized else {})) as connect, await connect() as client:
 
         async def ask(times: int) -> None:
-            for _ in range(times):
-                await client.send(_request(stream=stream))
+            for request in islice(requests, times):
+                await client.send(request)
                 assert (await client.whole()).complete
 
-        await ask(_WARM_UP)
+        await ask(_LESSONS if sized else _WARM_UP)
         with _instructions(place) as counts:
             await ask(_COUNTED)
     return {stage: count / _COUNTED for stage, count in counts.items()}
@@ -157,7 +191,7 @@ async def _count_chunks(chunks: int, place: Callable[[CodeType], str]) -> Cost:
         await turn.send(chat.framed(chat.STOP + chat.USAGE + chat.DONE) + chat.LAST_CHUNK)
 
     async def ask(client: RawClient) -> None:
-        await client.send(_request(stream=True))
+        await client.send(_request(stream=True, max_tokens=100))
         for number in range(chunks):
             wanted.release()
             await client.until_count(b" word", number + 1)
@@ -181,7 +215,7 @@ async def _weigh_open_streams() -> Cost:
 
     async def open_stream() -> RawClient:
         client = await connect()
-        await client.send(_request(stream=True))
+        await client.send(_request(stream=True, max_tokens=100))
         await client.until_count(b"hello", 1)
         return client
 
