@@ -7,6 +7,7 @@ what went wrong.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,7 +30,7 @@ from relay.messages import Budget
 from relay.policy.compiled import Model
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Callable
 
     from relay.client import Client
     from relay.dialects.base import Answer, Dialect, SegmentReader, SoFar, StreamReader
@@ -101,6 +102,32 @@ class Trial(msgspec.Struct, frozen=True, gc=False):
     budget: Budget | None = None
 
 
+class Ended(asyncio.Future["RelayError | None"]):
+    """How an attempt ended: None if the answer was served, else what went wrong.
+
+    Attributes:
+        waiter: called when it is known, beside those that wait for the future; None if nobody wants to be called.
+    """
+
+    waiter: Callable[[], None] | None = None
+
+    def resolve(self, failure: RelayError | None, *, at_once: bool = False) -> None:
+        """It is known.
+
+        Args:
+            failure: what went wrong; None if nothing did.
+            at_once: call the waiter now instead of in the event loop's next turn: nobody else is in the middle of
+                anything with this attempt.
+        """
+        self.set_result(failure)
+        if self.waiter is None:
+            return
+        if at_once:
+            self.waiter()
+        else:
+            self.get_loop().call_soon(self.waiter)
+
+
 class Attempt:
     """What a stream and a whole answer have in common.
 
@@ -133,7 +160,7 @@ class Attempt:
         "trial",
     )
 
-    def __init__(self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None]) -> None:
+    def __init__(self, downstream: Downstream, trial: Trial, ended: Ended) -> None:
         self.trial = trial
         self.ended = ended
         self.status: int | None = None
@@ -203,7 +230,7 @@ class Attempt:
         """End it here, whatever the upstream still sends. Does nothing if it has ended."""
         if self.ended.done():
             return
-        self.ended.set_result(error)
+        self.ended.resolve(error)
         self.cancel()
 
     def cancel(self) -> None:
@@ -297,7 +324,7 @@ class Attempt:
     def _serve(self, last: bytes) -> None:
         """The answer is complete: send its last bytes."""
         self._client.end(last)
-        self.ended.set_result(None)
+        self.ended.resolve(None, at_once=self.call is None)
 
 
 class StreamAttempt(Attempt):
@@ -309,9 +336,7 @@ class StreamAttempt(Attempt):
 
     __slots__ = ("_held", "reader")
 
-    def __init__(
-        self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None], reader: StreamReader
-    ) -> None:
+    def __init__(self, downstream: Downstream, trial: Trial, ended: Ended, reader: StreamReader) -> None:
         super().__init__(downstream, trial, ended)
         self.reader = reader
         self._held: list[bytes] = []
@@ -443,7 +468,7 @@ class SegmentAttempt(StreamAttempt):
             return
         if last:
             self._client.write(last)
-        self.ended.set_result(None)
+        self.ended.resolve(None)
 
 
 class AnswerAttempt(Attempt):
@@ -455,7 +480,7 @@ class AnswerAttempt(Attempt):
 
     __slots__ = ("_parts", "_size", "answer")
 
-    def __init__(self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None]) -> None:
+    def __init__(self, downstream: Downstream, trial: Trial, ended: Ended) -> None:
         super().__init__(downstream, trial, ended)
         self.answer: Answer | None = None
         self._parts: list[bytes] = []
@@ -527,7 +552,7 @@ class PartAttempt(AnswerAttempt):
         self,
         downstream: Downstream,
         trial: Trial,
-        ended: asyncio.Future[RelayError | None],
+        ended: Ended,
         before: SoFar | None,
         *,
         hold_length: bool,
@@ -571,4 +596,4 @@ class PartAttempt(AnswerAttempt):
             return
         self._held = body
         self.committed = True
-        self.ended.set_result(None)
+        self.ended.resolve(None)

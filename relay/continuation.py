@@ -17,9 +17,7 @@ from relay.errors import RelayError, UpstreamFailure, may_retry
 from relay.messages import Shape
 
 if TYPE_CHECKING:
-    import asyncio
-
-    from relay.attempt import Downstream, Trial
+    from relay.attempt import Downstream, Ended, Trial
     from relay.dialects.base import Dialect, SoFar
     from relay.messages import Budget, ChatRequest, Usage
     from relay.policy.compiled import Model
@@ -82,7 +80,7 @@ class Continuation:
         self,
         downstream: Downstream,
         trial: Trial,
-        ended: asyncio.Future[RelayError | None],
+        ended: Ended,
         *,
         hide_usage: bool,
     ) -> SegmentAttempt | PartAttempt:

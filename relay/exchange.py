@@ -1,11 +1,13 @@
 """The story of one request, top to bottom: exactly one answer, one outcome and one record.
 
 A runtime opens an exchange when a request's headers are there, has it look at them (`admit`), gives it the body
-(`run`), and tells it what the client does meanwhile (`pause`, `resume`, `client_gone`). The rest happens here: the
+(`start`), and tells it what the client does meanwhile (`pause`, `resume`, `client_gone`). The rest happens here: the
 request is read, a route found, limits reserved; one candidate after the other is tried until one has an answer; and
 whatever happens, what was used is settled and the end is written down.
 
-The coroutine sleeps while bytes flow: they go from the transport through the attempt to the client by plain calls.
+The story is a coroutine that sleeps while bytes flow: they go from the transport through the attempt to the client by
+plain calls. No task need run it: whoever ends its wait goes on with it, so that an answer's last byte and all that is
+done behind it cost no turn of the event loop.
 """
 
 from __future__ import annotations
@@ -17,7 +19,17 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from relay.admission import check_head, find_route, read_request
-from relay.attempt import NO_HEADERS, OK, AnswerAttempt, Attempt, PartAttempt, SegmentAttempt, StreamAttempt, Trial
+from relay.attempt import (
+    NO_HEADERS,
+    OK,
+    AnswerAttempt,
+    Attempt,
+    Ended,
+    PartAttempt,
+    SegmentAttempt,
+    StreamAttempt,
+    Trial,
+)
 from relay.continuation import Continuation
 from relay.dialects import DIALECTS
 from relay.errors import (
@@ -55,7 +67,7 @@ from relay.upstreams import PASSING
 from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from relay.client import Client
     from relay.dialects.base import Dialect
@@ -123,6 +135,7 @@ class Exchange:
         "_sizing",
         "_sleeping",
         "_status",
+        "_story",
         "_wall",
         "_wants",
         "client",
@@ -161,6 +174,7 @@ class Exchange:
         self._ending: RelayError | None = None  # why it is to end, if it is not for an upstream's sake
         self._sleeping: asyncio.Future[None] | None = None
         self._reservation: Reservation | None = None  # where the key has limits
+        self._story: Coroutine[Any, None, None]  # under way, if no task runs it
 
     # --- what the runtime tells ---
 
@@ -240,6 +254,24 @@ class Exchange:
                     await self._reservation.settle(usage.total_tokens if usage else 0)
             finally:
                 self._close(error, usage)
+
+    def start(self, body: bytes) -> None:
+        """As `run`, without a task: its first steps now, and the rest, as a rule, in the call that ends the answer."""
+        self._story = self.run(body)
+        self._step()
+
+    def _step(self, _: object = None) -> None:
+        """Go on up to the next wait."""
+        try:
+            awaited = self._story.send(None)
+        except StopIteration:
+            return
+        if isinstance(awaited, Ended):
+            awaited.waiter = self._step
+        elif awaited is not None:
+            awaited.add_done_callback(self._step)
+        else:  # it only lets others go first
+            asyncio.get_running_loop().call_soon(self._step)
 
     def pause(self) -> None:
         """The client takes no more for now."""
@@ -498,7 +530,7 @@ class Exchange:
         upstream = self._served.upstreams[model.name]
         self._begun += 1
         trial = Trial(model, self._begun, upstream.start(now, tokens), now, hedge, budget)
-        ended: asyncio.Future[RelayError | None] = asyncio.get_running_loop().create_future()
+        ended = Ended()
         hide_usage = provider.ask_usage and not request.wants_usage
         attempt: Attempt
         if continuation is not None:

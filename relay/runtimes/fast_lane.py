@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with the hot endpoint answered below ASGI.
 
-For a chat request the way is short: llhttp's callbacks collect it, the exchange runs as the request's one task, and
-bytes from the upstream's socket go to the client's socket in one call stack. Everything is decided by the same
-`Exchange` as behind ASGI; this file only translates. Any other request goes to the ASGI application.
+For a chat request the way is short: llhttp's callbacks collect it, the exchange runs without a task, and bytes from the
+upstream's socket go to the client's socket in one call stack. Everything is decided by the same `Exchange` as behind
+ASGI; this file only translates. Any other request goes to the ASGI application.
 
 Clients send the same head again and again. A request that arrives in one piece, with a head that was admitted before
 and differs in nothing but the body's length, is not parsed once more: the same bytes mean the same.
@@ -13,9 +13,7 @@ uvicorn keeps what it calls a cycle per request: the state it looks at for pipel
 
 from __future__ import annotations
 
-import asyncio
 import re
-import sys
 from typing import TYPE_CHECKING, Any
 
 from relay.admission import body_too_large
@@ -25,8 +23,6 @@ from relay.runtimes.http_server import BoundedProtocol
 from relay.wire.http1 import LAST_CHUNK, response_head
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from relay.exchange import Exchange
     from relay.messages import Headers
 
@@ -155,7 +151,7 @@ class FastLane(BoundedProtocol):
         self.cycle = client
         exchange = client.exchange = self.relay.open(client, head)
         if exchange.admit(known=True):
-            self._spawn(exchange.run(split[1]))
+            exchange.start(split[1])
 
     # --- llhttp calls, while a request comes in ---
 
@@ -207,7 +203,7 @@ class FastLane(BoundedProtocol):
         client.body = None
         if self._unknown is not None and client.keep_alive and not self.expect_100_continue:
             self._remember(*self._unknown, client.exchange.head, body)
-        self._spawn(client.exchange.run(body))
+        client.exchange.start(body)
 
     # --- the answer ---
 
@@ -259,17 +255,6 @@ class FastLane(BoundedProtocol):
         self.url, self.expect_100_continue = url, expects
         self.headers += headers
         super().on_headers_complete()
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run the exchange as a task; where Python can, its first steps at once instead of in the next round."""
-        if sys.version_info >= (3, 12):
-            task = asyncio.Task(coroutine, loop=self.loop, eager_start=True)
-            if task.done():
-                return
-        else:
-            task = self.loop.create_task(coroutine)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
 
 
 def _split(data: bytes) -> tuple[bytes, bytes] | None:

@@ -55,6 +55,7 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
 class Store(Protocol):
     """Keeps what keys have used.
 
+    Verbs may be awaited outside of any task (`relay.exchange.Exchange.start`): one whose driver needs a task makes it.
     `now` is seconds on one clock for all who share the store; within a process it does not run backwards. Limits,
     where they are set, are at least 1.
     """

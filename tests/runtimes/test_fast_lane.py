@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import pytest
 from relay.policy.load import load
 from relay.runtimes import fast_lane
 from relay.runtimes.http_server import BoundedProtocol
+from relay.stores.memory import MemoryStore
 from tests.fakes import settle
 from tests.servers.chat import completion, request_body, whole
 from tests.servers.client import RawClient, post
@@ -21,8 +23,10 @@ from tests.servers.upstream import Upstream, always, send
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from relay.stores.base import Ask, Lease, Refusal
+
 ANSWER = whole(completion())
-KEYS = {"one": {"sha256": hashlib.sha256(b"sk-one").hexdigest()}}
+KEYS = {"one": {"sha256": hashlib.sha256(b"sk-one").hexdigest(), "limits": {"streams": 1}}}
 AS_ONE = ("Authorization", "Bearer sk-one")
 
 
@@ -149,3 +153,28 @@ async def test_no_more_than_so_many_heads_are_remembered(monkeypatch):
         before = dict(running.pipeline.heads)
         assert await status(client, post(request_body(), AS_ONE, long)) == 200
         assert running.pipeline.heads == before
+
+
+class PatientStore(MemoryStore):
+    """Answers when others have had their turn, then when a future is done, as a store behind a socket would."""
+
+    async def reserve(self, ask: Ask, now: float) -> Lease | Refusal:
+        await self._wait()
+        return await super().reserve(ask, now)
+
+    async def settle(self, lease: Lease, tokens: int, now: float) -> None:
+        await self._wait()
+        await super().settle(lease, tokens, now)
+
+    async def _wait(self) -> None:
+        await asyncio.sleep(0)
+        await asyncio.create_task(asyncio.sleep(0))
+
+
+async def test_a_store_may_take_its_time() -> None:
+    """The request goes on when its store has answered; what it took is given back, or the next one were refused."""
+    async with talking() as (running, client):
+        running.pipeline.store = PatientStore()
+        for number in range(3):
+            assert await status(client, post(request_body(), AS_ONE)) == 200
+            assert (await running.records.at(number)).outcome == "completed"
