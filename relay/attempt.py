@@ -453,9 +453,9 @@ class SegmentAttempt(StreamAttempt):
         """See `relay.dialects.base.SegmentReader`."""
         return self.reader.plain
 
-    def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
+    def so_far(self, usage: Usage) -> SoFar:
         """See `relay.dialects.base.SegmentReader`."""
-        return self.reader.so_far(before, usage)
+        return self.reader.so_far(usage)
 
     def release(self, usage: Usage) -> None:  # noqa: ARG002 - it was told as the segment went by
         """No segment follows: send what was held."""
@@ -572,10 +572,10 @@ class PartAttempt(AnswerAttempt):
         """There is nothing but text in it."""
         return self._downstream.dialect.answer_text(self.held) is not None
 
-    def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
-        """The answer with this segment; arguments as for `relay.dialects.base.SegmentReader.so_far`."""
+    def so_far(self, usage: Usage) -> SoFar:
+        """See `relay.dialects.base.SegmentReader`."""
         style = self.trial.model.continuation
-        return self._downstream.dialect.answer_so_far(before, self.held, style, usage)
+        return self._downstream.dialect.answer_so_far(self._before, self.held, style, usage)
 
     def release(self, usage: Usage) -> None:
         """No segment follows: send the answer, joined of all segments.
@@ -585,7 +585,7 @@ class PartAttempt(AnswerAttempt):
         """
         body = self.held
         if self._before is not None:
-            body = self._downstream.dialect.whole_answer(self.so_far(self._before, usage), body)
+            body = self._downstream.dialect.whole_answer(self.so_far(usage), body)
         self._held = b""
         self._downstream.commit(self, len(body))
         self._client.end(body)

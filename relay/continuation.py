@@ -144,5 +144,5 @@ class Continuation:
         if self.so_far is None:
             self.began_at = attempt.committed_at
             self.budget = attempt.trial.budget
-        self.so_far = attempt.so_far(self.so_far, usage)
+        self.so_far = attempt.so_far(usage)
         self.last = attempt

@@ -114,13 +114,8 @@ class SegmentReader(StreamReader, Protocol):
     def plain(self) -> bool:
         """Nothing but text and reasoning came, so that the answer can go on in another segment."""
 
-    def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
-        """The answer with this segment.
-
-        Args:
-            before: without it; None for the first.
-            usage: of this segment.
-        """
+    def so_far(self, usage: Usage) -> SoFar:
+        """The answer with this segment, which used that much."""
 
 
 class Dialect(Protocol):
@@ -194,7 +189,7 @@ class Dialect(Protocol):
         """The text of a complete answer; None if there is more to it than text."""
 
     def answer_so_far(self, before: SoFar | None, body: bytes, style: Continuing, usage: Usage) -> SoFar:
-        """An answer with a segment that is no stream; arguments as for `segment_reader` and `SegmentReader.so_far`."""
+        """An answer with a segment that is no stream; arguments as for these."""
 
     def whole_answer(self, so_far: SoFar, last: bytes) -> bytes:
         """The body for a client: the first segment's with all text, the end of the last one, and the usage of all."""

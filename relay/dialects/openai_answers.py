@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 DONE = b"[DONE]"
 DONE_EVENT = b"data: [DONE]\n\n"
 
+MAX_KEPT_BYTES = 1024 * 1024
+"""Of an answer's text that is kept so that it can go on: a quarter of a million tokens. A longer one cannot."""
+
+_MAX_MISSES = 2
+"""One may be chance: some providers' events tell the second in which they were sent."""
+
+_NO_TEXT = (b"\0", b"", slice(0))
+"""Around no text: nothing that begins so is read."""
+
 _NoList = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=0)]
 _Loose = str | list[msgspec.Raw] | dict[str, msgspec.Raw] | None
 
@@ -52,10 +61,6 @@ class Delta(msgspec.Struct, gc=False):
         return size
 
 
-_SILENT = (Delta(), Delta(content=""))
-"""How most streams begin and end: no output at all."""
-
-
 class Choice(msgspec.Struct, gc=False):
     """One of the answers that were asked for, or a piece of it."""
 
@@ -66,6 +71,7 @@ class Choice(msgspec.Struct, gc=False):
 
 
 NOTHING = msgspec.Raw()
+_ABSENT = {b"", b"null"}
 
 
 class Body(msgspec.Struct, gc=False):
@@ -95,6 +101,10 @@ class PlainDelta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     def size(self) -> int:
         """See `Delta`."""
         return len(self.content or "") + self.reasoning_size()
+
+
+_SILENT = (Delta(), Delta(content=""), PlainDelta(), PlainDelta("assistant", ""))
+"""How most streams begin and end: no output at all."""
 
 
 class PlainChoice(msgspec.Struct, gc=False):
@@ -133,6 +143,7 @@ AnyBody = Body | PlainBody
 
 read_body = msgspec.json.Decoder(Body).decode
 read_bodies = msgspec.json.Decoder(list[Body]).decode
+_read_text = msgspec.json.Decoder(str).decode
 read_plain_body = msgspec.json.Decoder(PlainBody).decode
 read_plain_bodies = msgspec.json.Decoder(list[PlainBody]).decode
 _read_usage = msgspec.json.Decoder(_Usage | None).decode
@@ -143,13 +154,20 @@ class ChatStreamReader:
 
     A terminal event is a finish reason for each choice asked for, or `[DONE]` behind some output: one provider
     (Snowflake Cortex) ends its streams with that alone.
+
+    Most reads bring one event, which with many providers differs from the one before in nothing but its text. Such an
+    event is known by what stands around its text: its JSON need not be read.
     """
 
     __slots__ = (
+        "_after",
+        "_before",
         "_choices",
         "_ended",
         "_framer",
         "_hide_usage",
+        "_misses",
+        "_place",
         "_read_many",
         "_read_one",
         "_said",
@@ -168,7 +186,9 @@ class ChatStreamReader:
         self._hide_usage = hide_usage
         self._read_one: Callable[[bytes], AnyBody] = read_body
         self._read_many: Callable[[bytes], Sequence[AnyBody]] = read_bodies
-        self._said: list[str] | None = None  # the text, delta by delta, where it is kept and known
+        self._said: bytearray | None = None  # the text, where it is kept and known
+        self._before, self._after, self._place = _NO_TEXT
+        self._misses = 0  # times that this was learned, and the next event was another one
         self._ended: set[int] = set()
         self._usage = NOTHING
         self.done = False
@@ -185,6 +205,24 @@ class ChatStreamReader:
 
     def feed(self, data: bytes) -> bytes:
         """See `StreamReader.feed`. Nothing goes on behind `[DONE]` or a failure."""
+        if data.startswith(self._before) and data.endswith(self._after):
+            try:
+                text = _read_text(data[self._place])
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                return self._read_on(data)
+            self._misses = 0
+            self.output_chars += len(text)
+            said = self._said
+            if said is not None:
+                said += text.encode()
+                if len(said) > MAX_KEPT_BYTES:
+                    self._said = None
+            return data
+        return self._read_on(data)
+
+    def _read_on(self, data: bytes) -> bytes:
+        """As `feed`, what is not the next of such events."""
+        self._before, self._after, self._place = _NO_TEXT
         if self.done or self.failure is not None:
             return b""
         try:
@@ -195,7 +233,11 @@ class ChatStreamReader:
         if not whole:
             return b""
         if whole.find(b"\n\n") == len(whole) - 2 and b"\r" not in whole:  # one event, as nearly always
-            return whole if self._take(whole) else b""
+            if not self._take(whole):
+                return b""
+            if whole is data and self._misses < _MAX_MISSES:
+                self._learn(whole)
+            return whole
         bodies = self._read_together(whole)
         return self._take_each(whole) if bodies is None else self._take_together(whole, bodies)
 
@@ -284,30 +326,45 @@ class ChatStreamReader:
     def _take_bodies(self, bodies: Sequence[AnyBody]) -> list[int]:
         """Read events, up to an error. Returns the numbers of those that the client is not to see."""
         hidden: list[int] = []
-        said = self._said
+        said, chars = self._said, 0
         for number, body in enumerate(bodies):
-            counted = body.usage is not NOTHING and bytes(body.usage) != b"null"
-            if counted:
-                self._usage = body.usage
-            if body.error is not NOTHING and bytes(body.error) != b"null":
-                self.failure = refused(bytes(body.error), None, None)
-                hidden += range(number + 1, len(bodies))
-                break
-            if counted and not body.choices and self._hide_usage:
-                hidden.append(number)
+            if body.usage is not NOTHING or body.error is not NOTHING:
+                if self._take_count(body):
+                    hidden.append(number)
+                if self.failure is not None:
+                    hidden += range(number + 1, len(bodies))
+                    break
             for choice in body.choices or ():
                 if choice.finish_reason:  # some servers send an empty one with every chunk
                     self._end_choice(choice.index, choice.finish_reason)
                 delta = choice.delta or _SILENT[0]
                 text = delta.content
                 if text and type(text) is str:
-                    self.output_chars += len(text)
+                    chars += len(text)
                     if said is not None:
-                        said.append(text)
+                        said += text.encode()
                 elif delta not in _SILENT:
-                    self.output_chars += delta.size()
+                    chars += delta.size()
                     self.reasoning_chars += delta.reasoning_size()
+        self.output_chars += chars
         return hidden
+
+    def _take_count(self, body: AnyBody) -> bool:
+        """What stands beside the choices: usage, error. True if the event is one that counts, and to be hidden."""
+        counted = bytes(body.usage) not in _ABSENT
+        if counted:
+            self._usage = body.usage
+        if bytes(body.error) not in _ABSENT:
+            self.failure = refused(bytes(body.error), None, None)
+        return counted and not body.choices and self._hide_usage and self.failure is None
+
+    def _learn(self, event: bytes) -> None:
+        """Know the next events by this one, if it is one of text."""
+        around = _around_text(event)
+        if around is not None:
+            self._before, self._after = around
+            self._place = slice(len(self._before) - 1, 1 - len(self._after))  # with its quotes
+            self._misses += 1
 
     def _end_choice(self, index: int, reason: str) -> None:
         if self.finish_reason is None:
@@ -322,6 +379,22 @@ class ChatStreamReader:
         self.finished = True
         self.done = True
         return True
+
+
+def _around_text(event: bytes) -> tuple[bytes, bytes] | None:
+    """What stands before and behind an event's text, quotes included; None if it has none, or tells anything else."""
+    try:
+        body = read_plain_body(event[6:])
+        [choice] = body.choices or []
+        delta = choice.delta or PlainDelta()
+        before, _, after = event.partition(msgspec.json.encode(delta.content)[1:-1])
+        tells_more = choice.finish_reason or delta.reasoning_size() or {*map(bytes, (body.usage, body.error))} - _ABSENT
+        if not delta.content or tells_more:
+            return None
+        delta.content = ""
+        return (before, after) if read_plain_body(before[6:] + after) == body else None  # else it stood elsewhere
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        return None
 
 
 def parse_usage(raw: msgspec.Raw) -> Usage | None:

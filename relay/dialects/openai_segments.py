@@ -13,6 +13,7 @@ import msgspec
 
 from relay.dialects.base import SoFar
 from relay.dialects.openai_answers import (
+    MAX_KEPT_BYTES,
     ChatStreamReader,
     read_bodies,
     read_body,
@@ -34,12 +35,6 @@ INSTRUCTION = (
 )
 """For models that take no beginning of an answer. The last words let the seam be found, spaces included."""
 
-MAX_CHARS = 1024 * 1024
-"""Of an answer whose text is kept so that it can go on: a quarter of a million tokens. A longer one cannot."""
-
-_MAX_PIECES = 256
-"""Of a text, one for each delta, before they are put together: each takes 50 bytes more than its characters."""
-
 _MARKS = ("id", "object", "created", "model", "system_fingerprint")
 """What is the same in every chunk of an answer."""
 
@@ -49,7 +44,6 @@ _PLAIN = frozenset({"role", "content", *_REASONING})
 
 _EMPTY = (b"null", b'""', b"[]", b"{}")
 _NULL = msgspec.Raw(b"null")
-
 
 _read_choices = msgspec.json.Decoder(list[Fields]).decode
 _read_text = msgspec.json.Decoder(str).decode
@@ -90,23 +84,13 @@ def continued(body: bytes, text: str, style: Continuing) -> bytes:
 class _Segment(ChatStreamReader):
     """What a first segment and a later one have in common; see `relay.dialects.base.SegmentReader`."""
 
-    __slots__ = ("_hold_length", "_mark", "_text", "held")
+    __slots__ = ("_hold_length", "_mark", "held")
 
     def __init__(self, mark: Fields, *, hide_usage: bool, hold_length: bool) -> None:
         super().__init__(choices=1, hide_usage=hide_usage)
         self._hold_length = hold_length
         self._mark = mark
-        self._text: list[str] = []  # what the client has
         self.held = b""
-
-    def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
-        """See `SegmentReader.so_far`."""
-        return SoFar(
-            text=(before.text if before else "") + "".join(self._text),
-            mark=self._mark,
-            usage=before.usage.continued(usage) if before else usage,
-            segments=(before.segments if before else 0) + 1,
-        )
 
     def _sorted(self, whole: bytes) -> bytes:
         """What of some events goes on now; the others are held."""
@@ -141,7 +125,7 @@ class FirstSegment(_Segment):
 
     def __init__(self, *, hide_usage: bool, hold_length: bool) -> None:
         super().__init__({}, hide_usage=hide_usage, hold_length=hold_length)
-        self._said = []
+        self._said = bytearray()
         self._read_one, self._read_many = read_plain_body, read_plain_bodies
         self._beginning = b""  # events among which the mark has not been looked for yet
 
@@ -150,28 +134,25 @@ class FirstSegment(_Segment):
         """See `SegmentReader.plain`."""
         return self._said is not None
 
-    def feed(self, data: bytes) -> bytes:
-        """See `StreamReader.feed`."""
+    def _read_on(self, data: bytes) -> bytes:
         if self._beginning:
             self._find_mark()
-        whole = super().feed(data)
+        whole = super()._read_on(data)
+        if self._said is not None and len(self._said) > MAX_KEPT_BYTES:
+            self._said = None
         if not self._mark:
             self._beginning = whole
-        said = self._said
-        if said is not None and (len(said) >= _MAX_PIECES or self.output_chars > MAX_CHARS):
-            self._put_together(said)
         return whole if self.finish_reason is None and self.failure is None else self._ending(whole)
 
     def end(self) -> bytes:
         """See `StreamReader.end`."""
         return self._ending(super().end())
 
-    def so_far(self, before: SoFar | None, usage: Usage) -> SoFar:
+    def so_far(self, usage: Usage) -> SoFar:
         """See `SegmentReader.so_far`."""
         self._find_mark()
-        if self._said is not None:
-            self._put_together(self._said)
-        return super().so_far(before, usage)
+        text = "" if self._said is None else self._said.decode()
+        return SoFar(text=text, mark=self._mark, usage=usage, segments=1)
 
     def _ending(self, whole: bytes) -> bytes:
         """What of the last events goes on, although they may not be the last."""
@@ -187,22 +168,10 @@ class FirstSegment(_Segment):
                 break
         self._beginning = b""
 
-    def _put_together(self, said: list[str]) -> None:
-        if self.output_chars <= MAX_CHARS:
-            self._text.append("".join(said))
-            said.clear()
-        else:
-            self._forget()
-
-    def _forget(self) -> None:
-        """This answer will not go on."""
-        self._said = None
-        self._text.clear()
-        self._read_one, self._read_many = read_body, read_bodies
-
     def _take_closely(self, event: bytes) -> bool:
         if self._said is not None and not _is_plain(event):
-            self._forget()
+            self._said = None  # it will not go on
+            self._read_one, self._read_many = read_body, read_bodies
         return super()._take_closely(event)
 
     def _pass(self, event: bytes) -> bytes:
@@ -226,21 +195,32 @@ class FirstSegment(_Segment):
 class LaterSegment(_Segment):
     """The rest of an answer, or some of it."""
 
-    __slots__ = ("_seam", "_so_far", "plain")
+    __slots__ = ("_seam", "_so_far", "_text", "plain")
 
     def __init__(self, so_far: SoFar, *, anchored: bool, hide_usage: bool, hold_length: bool) -> None:
         super().__init__(so_far.mark, hide_usage=hide_usage, hold_length=hold_length)
         self._so_far = so_far
+        self._text: list[str] = []  # what the client has of it
         self._seam = Seam(so_far.text, anchored=anchored)
         self.plain = True
 
     def feed(self, data: bytes) -> bytes:
         """See `StreamReader.feed`."""
-        return self._sorted(super().feed(data))
+        return self._sorted(self._read_on(data))
 
     def end(self) -> bytes:
         """See `StreamReader.end`."""
         return self._sorted(super().end())
+
+    def so_far(self, usage: Usage) -> SoFar:
+        """See `SegmentReader.so_far`."""
+        before = self._so_far
+        return SoFar(
+            text=before.text + "".join(self._text),
+            mark=self._mark,
+            usage=before.usage.continued(usage),
+            segments=before.segments + 1,
+        )
 
     def _pass(self, event: bytes) -> bytes:
         opened = _open(event)
@@ -296,7 +276,7 @@ class LaterSegment(_Segment):
     def _keep(self, text: str) -> None:
         """Remember what the client has."""
         self._text.append(text)
-        if self.output_chars > MAX_CHARS:
+        if self.output_chars > MAX_KEPT_BYTES:
             self._text.clear()
             self.plain = False
 

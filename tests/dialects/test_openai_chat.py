@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.dialects.openai_answers import DONE_EVENT
+from relay.dialects.openai_answers import _MAX_MISSES, _NO_TEXT, DONE_EVENT
 from relay.dialects.openai_chat import OpenAIChat
 from relay.errors import (
     InvalidRequest,
@@ -398,6 +398,68 @@ class TestStreams:
         assert out + reader.end() == expected
         assert reader.usage == whole.usage
         assert reader.output_chars == whole.output_chars
+
+    @pytest.mark.parametrize("fields", [{}, {"id": "a", "usage": None, "obfuscation": "b"}, {"error": None}])
+    def test_events_with_other_text_are_known_by_the_bytes_around_it(self, fields):
+        """The JSON of events that differ in nothing but their text is not read; their text is."""
+        reader = self.reader()
+        texts = ["Hi", " there", 'n\u00fc "\\', "", "\n"]
+        events = [event([delta(content=text)], **fields) for text in texts]
+        reader.feed(events[0])
+        reader._framer = None  # whoever reads an event asks it first
+        assert [reader.feed(event) for event in events[1:]] == events[1:]
+        assert reader.output_chars == len("".join(texts))
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            event([delta(content="Hi", finish="stop")]),
+            event([delta(content="Hi", tool_calls=[{"index": 0}])]),
+            event([delta(content="Hi", reasoning="Hi")]),
+            event([delta(content="Hi", surplus="Hi")]),
+            event([delta(content="Hi"), delta(1, content="Hi")]),
+            event([delta(content="Hi")], usage={"completion_tokens": 1}),
+            event([delta(content="Hi")], error="Hi"),
+            b'data: {"choices":[{"delta":{"content":"\\u0048i"}}]}\n\n',
+            b'data: {"content":"Hi","choices":[{"delta":{"content":"Hi"}}]}\n\n',
+        ],
+    )
+    def test_no_event_is_known_by_one_that_tells_more(self, odd):
+        """What ends, counts, calls or fails is read each time, and so is what cannot be told from its text."""
+        reader = self.reader()
+        reader.feed(odd)
+        assert reader._before == _NO_TEXT[0]
+
+    def test_events_that_tell_the_time_are_read_each_by_itself(self):
+        """Where the bytes around the text change all the time, they are not learned for ever."""
+        reader = self.reader()
+        for created in range(9):
+            reader.feed(event([delta(content="Hi")], created=created))
+        assert reader.output_chars == 18
+        assert reader._before == _NO_TEXT[0]
+
+    @given(
+        st.lists(
+            st.one_of(
+                st.text(max_size=6).map(lambda text: event([delta(content=text)])),
+                st.text('"\\\n,{}u0', max_size=6).map(lambda middle: TOKEN.replace(b"Hi", middle.encode())),
+                st.binary(max_size=3).map(lambda middle: TOKEN.replace(b'"Hi"', middle)),
+                st.integers(1, len(TOKEN) - 1).map(lambda cut: TOKEN[:cut]),
+                st.integers(1, len(TOKEN) - 1).map(lambda cut: TOKEN[cut:]),
+                st.sampled_from([TOKEN, TOKEN, TOKEN + TOKEN, ROLE, STOP, USAGE, DONE_EVENT, b": ping\n\n"]),
+            ),
+            max_size=12,
+        )
+    )
+    def test_what_is_known_by_its_surroundings_says_what_it_would_if_read(self, reads):
+        """Read after read, whatever they bring: a reader that knows events by others does as one that reads each."""
+        knowing, reading = self.reader(), self.reader()
+        reading._misses = _MAX_MISSES
+        for data in reads:
+            assert knowing.feed(data) == reading.feed(data)
+            told = ("output_chars", "reasoning_chars", "finish_reason", "finished", "done", "usage")
+            assert [getattr(knowing, name) for name in told] == [getattr(reading, name) for name in told]
+            assert type(knowing.failure) is type(reading.failure)
 
     @given(st.lists(st.binary(max_size=40) | st.sampled_from([TOKEN, STOP, USAGE, DONE_EVENT, b"data: {", b"\n\n"])))
     def test_no_bytes_make_it_raise(self, pieces):

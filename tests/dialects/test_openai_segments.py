@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.dialects.openai_answers import MAX_KEPT_BYTES
 from relay.dialects.openai_chat import OpenAIChat
-from relay.dialects.openai_segments import INSTRUCTION, MAX_CHARS
+from relay.dialects.openai_segments import INSTRUCTION
 from relay.errors import UpstreamTruncated
 from relay.messages import Usage
 from tests.servers import chat
@@ -31,7 +32,7 @@ def begun(*events: bytes, **options: Any):
     """The answer so far, of which these events came before its stream broke off."""
     first = reader(**options)
     assert first.feed(b"".join(events)) == b"".join(events)
-    return first.so_far(None, USED)
+    return first.so_far(USED)
 
 
 def renamed(event: bytes) -> bytes:
@@ -119,7 +120,7 @@ def test_first_segment_goes_on_as_it_came(cuts):
         rest = rest[size:]
     assert passed + first.feed(rest) == stream
     assert (first.held, first.plain, first.usage) == (b"", True, USED)
-    assert first.so_far(None, USED).text == "hello" + " world" * 300
+    assert first.so_far(USED).text == "hello" + " world" * 300
 
 
 def test_end_at_a_limit_is_held():
@@ -136,7 +137,7 @@ def test_end_at_a_limit_that_brings_text_is_held_without_it():
     assert text(passed) == "hello world"
     assert [value["choices"][0]["finish_reason"] for value in values(passed)] == [None] * 3
     assert values(first.held)[0]["choices"][0] == {"index": 0, "delta": {}, "finish_reason": "length"}
-    assert first.so_far(None, USED).text == "hello world"
+    assert first.so_far(USED).text == "hello world"
 
 
 def test_end_at_a_limit_is_held_without_its_terminator():
@@ -168,7 +169,7 @@ def test_stream_that_breaks_off_says_so():
     first.feed(ROLE + HELLO + WORLD[:-9])
     with pytest.raises(UpstreamTruncated):
         first.end()
-    assert first.so_far(None, USED).text == "hello"
+    assert first.so_far(USED).text == "hello"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_answer_that_is_more_than_text_is_not_plain(delta, later):
     """What cannot be begun anew in the middle is not continued, whatever segment it is in; it goes on all the same."""
     segment = reader(begun(ROLE, HELLO) if later else None)
     passed = segment.feed(HELLO + chat.chunk(delta))
-    segment.so_far(None, USED)
+    segment.so_far(USED)
     assert not segment.plain
     assert values(passed)[-1]["choices"][0]["delta"] == delta
 
@@ -204,9 +205,9 @@ def test_answer_too_long_to_go_on_is_not_kept():
     first = reader()
     piece = chat.chunk({"content": "x" * 30_000})
     assert first.feed(ROLE) == ROLE
-    assert all(first.feed(piece) == piece for _ in range(MAX_CHARS // 30_000 + 2))
+    assert all(first.feed(piece) == piece for _ in range(MAX_KEPT_BYTES // 30_000 + 2))
     assert not first.plain
-    assert first.so_far(None, Usage(1, 1)).text == ""
+    assert first.so_far(Usage(1, 1)).text == ""
 
 
 def test_deltas_that_are_empty_or_reasoning_are_plain():
@@ -234,7 +235,7 @@ def test_later_segment_bears_the_first_ones_name(cuts):
     assert [chunk["choices"][0]["delta"] for chunk in chunks[:-1]] == [{"content": " world"}, {"content": "!"}, {}]
     assert passed.endswith(DONE)
     assert passed.count(DONE) == 1
-    assert later.so_far(begun(ROLE, HELLO), USED).text == "hello world!"
+    assert later.so_far(USED).text == "hello world!"
 
 
 def test_later_usage_is_that_of_all_segments():
@@ -243,7 +244,7 @@ def test_later_usage_is_that_of_all_segments():
     told = values(later.feed(b"".join(RUN)))[-1]["usage"]
     assert (told["prompt_tokens"], told["completion_tokens"], told["total_tokens"]) == (7, 4, 11)
     assert later.usage == USED
-    assert later.so_far(begun(ROLE, HELLO), USED).usage == Usage(7, 4, continuation_prompt_tokens=7)
+    assert later.so_far(USED).usage == Usage(7, 4, continuation_prompt_tokens=7)
 
 
 def test_hidden_usage_stays_hidden():
@@ -334,7 +335,7 @@ def test_text_is_kept_whatever_the_events_look_like(events, more, data):
     for event in [*events, STOP]:
         alone.feed(event)
     assert (whole.output_chars, whole.reasoning_chars) == (alone.output_chars, alone.reasoning_chars)
-    so_far = whole.so_far(None, USED)
+    so_far = whole.so_far(USED)
     assert whole.plain == (more is None)
     if more is None:
         said = [json.loads(event[6:])["choices"] for event in events if event.startswith(b"data")]
