@@ -82,8 +82,8 @@ class Pipeline:
         self._idle: asyncio.Future[None] | None = None
 
     @property
-    def heads(self) -> dict[bytes, Head]:
-        """Heads of requests that were admitted under this policy, by their bytes; a runtime may remember some here."""
+    def heads(self) -> dict[object, Head]:
+        """Heads of requests that were admitted under this policy; a runtime may remember some, by keys of its own."""
         return self._served.heads
 
     @property

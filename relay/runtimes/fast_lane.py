@@ -13,7 +13,6 @@ uvicorn keeps what it calls a cycle per request: the state it looks at for pipel
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from relay.admission import body_too_large
@@ -29,8 +28,11 @@ if TYPE_CHECKING:
 _CHAT_URL = CHAT_PATH.encode()
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-_HEAD_END = b"\r\n\r\n"
-_LENGTH = re.compile(rb"\r\nContent-Length: ([0-9]{1,9})\r\n(?![ \t])", re.IGNORECASE)
+_Known = tuple[bytes, bytes]  # what stands in a head before the digits of its body's length, and behind their line
+
+_NO_REQUEST: tuple[_Known | None, bytes] = (None, b"")
+_LENGTH = b"ength: "
+_LENGTH_LINES = (b"\r\nContent-L", b"\r\ncontent-l")
 
 KNOWN_HEAD_BYTES = 4096
 """Largest head that is remembered: SDKs send about one kilobyte."""
@@ -64,7 +66,7 @@ class FastLaneClient:
 
     def __init__(self, protocol: FastLane, *, chunked: bool, keep_alive: bool) -> None:
         self.exchange: Exchange | None = None
-        self.body: list[bytes] | None = []
+        self.body: list[bytes] | None = None
         self.body_bytes = 0
         self.keep_alive = keep_alive
         self.response_complete = False
@@ -131,27 +133,25 @@ class FastLane(BoundedProtocol):
         super().__init__(*args, **kwargs)
         self._lane: FastLaneClient | None = None  # the request being read or answered here, not by ASGI
         self._parsing = False  # llhttp is within a request
-        self._unknown: tuple[bytes, bytes] | None = None  # head and body of what is parsed, if it is one whole request
+        self._unknown = _NO_REQUEST  # head and body of what is parsed, if it is one whole request
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come: often a whole request, with a head like one before."""
         if self._parsing or self._unframed or self.busy:
             super().data_received(data)
             return
-        split = _split(data)
-        head = None if split is None else self.relay.heads.get(split[0])
-        if head is None or split is None:
-            self._unknown = split
+        known, body = _split(data)
+        head = self.relay.heads.get(known)
+        if head is None:
+            self._unknown = known, body
             super().data_received(data)
-            self._unknown = None
+            self._unknown = _NO_REQUEST
             return
         self.parser = None
-        client = self._lane = FastLaneClient(self, chunked=True, keep_alive=True)
-        client.body = None
-        self.cycle = client
+        client = self.cycle = self._lane = FastLaneClient(self, chunked=True, keep_alive=True)
         exchange = client.exchange = self.relay.open(client, head)
         if exchange.admit(known=True):
-            exchange.start(split[1])
+            exchange.start(body)
 
     # --- llhttp calls, while a request comes in ---
 
@@ -172,8 +172,8 @@ class FastLane(BoundedProtocol):
             return
         modern = self.parser.get_http_version() != "1.0"
         keep_alive = modern and self.parser.should_keep_alive()
-        client = self._lane = FastLaneClient(self, chunked=modern, keep_alive=keep_alive)
-        self.cycle = client
+        client = self.cycle = self._lane = FastLaneClient(self, chunked=modern, keep_alive=keep_alive)
+        client.body = []
         exchange = client.exchange = self.relay.open(client, Head(CHAT_PATH, self.headers))
         if exchange.admit() and self.expect_100_continue:
             self.transport.write(_CONTINUE)
@@ -201,7 +201,7 @@ class FastLane(BoundedProtocol):
         self.framed()
         body = client.body[0] if len(client.body) == 1 else b"".join(client.body)
         client.body = None
-        if self._unknown is not None and client.keep_alive and not self.expect_100_continue:
+        if client.keep_alive and not self.expect_100_continue:
             self._remember(*self._unknown, client.exchange.head, body)
         client.exchange.start(body)
 
@@ -242,9 +242,9 @@ class FastLane(BoundedProtocol):
 
     # --- inner steps ---
 
-    def _remember(self, known: bytes, rest: bytes, head: Head, body: bytes) -> None:
+    def _remember(self, known: _Known | None, rest: bytes, head: Head, body: bytes) -> None:
         """The next request that begins with the same bytes need not be parsed, if what follows them was the body."""
-        if rest == body:
+        if known is not None and rest == body and sum(map(len, known)) <= KNOWN_HEAD_BYTES:
             if len(self.relay.heads) >= KNOWN_HEADS:
                 self.relay.heads.clear()
             self.relay.heads[known] = head
@@ -257,10 +257,11 @@ class FastLane(BoundedProtocol):
         super().on_headers_complete()
 
 
-def _split(data: bytes) -> tuple[bytes, bytes] | None:
-    """A head without its body's length, and the body; None unless that is exactly what the bytes are."""
-    end = data.find(_HEAD_END, 0, KNOWN_HEAD_BYTES)
-    length = _LENGTH.search(data, 0, end + 2) if end > 0 else None
-    if length is None or int(length[1]) != len(data) - end - len(_HEAD_END):
-        return None
-    return data[: length.start(1)] + data[length.end(1) : end], data[end + len(_HEAD_END) :]
+def _split(data: bytes) -> tuple[_Known | None, bytes]:
+    """A head, without its body's length, and the body; None unless that is exactly what the bytes are."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    before, _, rest = head.rpartition(_LENGTH)
+    length, _, after = rest.partition(b"\r\n")
+    if length == b"%d" % len(body) and before.endswith(_LENGTH_LINES):
+        return (before, after), body
+    return _NO_REQUEST
