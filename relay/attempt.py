@@ -81,6 +81,9 @@ class Downstream(Protocol):
             length: bytes of the body, if they are known.
         """
 
+    def begun(self, attempt: Attempt) -> None:
+        """Its first bytes have been sent: what else is to be done then delays them no more."""
+
 
 class Trial(msgspec.Struct, frozen=True, gc=False):
     """What is known of an attempt when it starts.
@@ -399,6 +402,7 @@ class StreamAttempt(Attempt):
             self._serve(held)
         elif held:
             self._client.write(held)
+        self._downstream.begun(self)
 
     def _finish(self) -> None:
         try:
@@ -528,6 +532,7 @@ class AnswerAttempt(Attempt):
         self.committed = True
         self._downstream.commit(self, len(body))
         self._serve(body)
+        self._downstream.begun(self)
 
     def _overdue(self, now: float) -> UpstreamFailure | None:
         """Generation may take its whole time before the head; behind it silence is not normal."""
@@ -589,6 +594,7 @@ class PartAttempt(AnswerAttempt):
         self._held = b""
         self._downstream.commit(self, len(body))
         self._client.end(body)
+        self._downstream.begun(self)
 
     def _deliver(self, body: bytes) -> None:
         if self._before is None and not (self._hold_length and self.finish_reason == "length"):

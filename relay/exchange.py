@@ -637,15 +637,9 @@ class Exchange:
         if self._race is not None:
             self._race.commit(attempt)
             self._attempt = attempt
-        trial = attempt.trial
-        upstream = self._served.upstreams[trial.model.name]
-        if upstream.speed is not None:
-            upstream.answered(attempt.head, now)
-            if isinstance(attempt, StreamAttempt):
-                upstream.begun(trial.started_at, now)
-        attempt.head = NO_HEADERS  # not to be held for as long as the stream lasts
         if self._status:
             return
+        trial = attempt.trial
         relay_ms, upstream_ms = (trial.started_at - self._arrived_at) * 1000, (now - trial.started_at) * 1000
         headers = self._answer_head(stream=length is None)
         headers += (
@@ -660,6 +654,16 @@ class Exchange:
                 (b"x-relay-budget", described(budget).encode()),
             )
         self._start(OK, headers, length)
+
+    def begun(self, attempt: Attempt) -> None:
+        """See `relay.attempt.Downstream.begun`."""
+        trial, at = attempt.trial, attempt.committed_at
+        upstream = self._served.upstreams[trial.model.name]
+        if upstream.speed is not None and at is not None:
+            upstream.answered(attempt.head, at)
+            if isinstance(attempt, StreamAttempt):
+                upstream.begun(trial.started_at, at)
+        attempt.head = NO_HEADERS  # not to be held for as long as the stream lasts
 
     def _answer_head(self, *, stream: bool) -> Headers:
         if not stream:
