@@ -59,7 +59,7 @@ from relay.messages import (
     Usage,
     Wants,
 )
-from relay.policy.decide import Chooser
+from relay.policy.decide import Chooser, schedule
 from relay.race import Race
 from relay.reservation import Reservation
 from relay.sizing import described
@@ -509,7 +509,7 @@ class Exchange:
             order = order or served.worth_waiting_for(route, left_out, now)
             # The tier is what an intent wants, and an intent is a guess: candidates below it are the last resort.
             order += tuple(name for name, reason in left_out.items() if reason == "tier")
-        return served.schedule(route, order), left_out
+        return schedule(order, route.attempts, served.policy.retries), left_out
 
     def _decide(self, request: ChatRequest, route: Route, chooser: Chooser, now: float) -> tuple[Decision, Wants]:
         wants = self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key, self._sizing)

@@ -52,7 +52,7 @@ def learn(upstream: Upstream, attempt: Attempt, failure: RelayError | None, want
         upstream.ended(tokens=tokens, output_s=now - attempt.committed_at, truncated=failed, now=now)
     else:
         upstream.whole(now - started_at, tokens=tokens, now=now)
-    if wants is not None:
+    if wants is not None and wants.prefixes:
         upstream.remember(wants.prefixes, now)
 
 

@@ -253,7 +253,7 @@ class Weighed(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int = 0
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """What was decided for one request, and why.
 
     Attributes:

@@ -12,7 +12,7 @@ from relay.policy.decide import Chooser, schedule
 from relay.sizing import Sizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from relay.head import Head
     from relay.limits.experience import Experience
@@ -80,7 +80,7 @@ class Served:
         }
         self._as_written = {
             route: (
-                self.schedule(route, [model.name for model in route.candidates]),
+                schedule(tuple(model.name for model in route.candidates), route.attempts, policy.retries),
                 [upstreams[model.name] for model in route.candidates],
             )
             for route in policy.routes
@@ -113,8 +113,9 @@ class Served:
             return planned, {}
         names = [model.name for model in route.candidates]
         reasons = {name: reason for name in names if (reason := self.upstreams[name].unavailable(now))}
-        order = [name for name in names if name not in reasons] or self.worth_waiting_for(route, reasons, now)
-        return self.schedule(route, order), {name: reason for name, reason in reasons.items() if name not in order}
+        order = tuple(name for name in names if name not in reasons) or self.worth_waiting_for(route, reasons, now)
+        left_out = {name: reason for name, reason in reasons.items() if name not in order}
+        return schedule(order, route.attempts, self.policy.retries), left_out
 
     def worth_waiting_for(self, route: Route, reasons: Mapping[str, str], now: float) -> tuple[str, ...]:
         """Of candidates that are not to be asked now: who may be soon enough, after its own Retry-After."""
@@ -124,10 +125,6 @@ class Served:
             for model in route.candidates
             if reasons.get(model.name) == "retry_after" and self.upstreams[model.name].free_in_s(now) <= longest_s
         )
-
-    def schedule(self, route: Route, order: Sequence[str]) -> tuple[Attempt, ...]:
-        """The attempts for a request of a route, see `relay.policy.decide.schedule`."""
-        return schedule(order, attempts=route.attempts, retries=self.policy.retries)
 
 
 def chat_endpoint(provider: Provider) -> Endpoint:

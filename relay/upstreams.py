@@ -118,9 +118,8 @@ class Upstream:
         if (self.troubled or self._rooms) and (reason := self.refuses(tokens, now)):
             return reason
         if now >= self._holds_until and self.speed is not None:
-            self.speed.look(now)
+            self._holds_until = self.speed.look(now)
             self.outlook = outlook(self.speed)
-            self._holds_until = self.speed.quiet_until()
         return self.outlook
 
     @property
@@ -219,9 +218,7 @@ class Upstream:
     def asked(self, now: float) -> None:
         """A stream's attempt begins. Its end is told with the same moment: `begun`, `wasted`, `refused` or `left`."""
         if self.speed is not None:
-            self.speed.asked(now)
-            if self._holds_until == inf:  # nobody waited before
-                self._holds_until = self.speed.quiet_until()
+            self._holds_until = min(self._holds_until, self.speed.asked(now))
 
     def begun(self, asked_at: float, now: float) -> None:
         """A stream that was asked for at `asked_at` has its first output."""
@@ -285,16 +282,19 @@ def outlook(speed: Speed) -> Outlook:
     The time that failures cost is spread over the attempts that succeed: of n attempts, n·failing end after some
     seconds with nothing, and are repeated elsewhere.
     """
-    ttft, per_token = speed.ttft, speed.per_token
-    passing = max(1.0 - speed.failing - speed.truncated, 0.05)
-    better = max(ttft.mean - ttft.usual, 0.0) + (1.0 / passing - 1.0)
-    return Outlook(
-        ttft_s=(ttft.quantile(_SCORED) + speed.wasted_s) / passing,
-        ttft_p95_s=ttft.quantile(_P95),
-        token_s=exp(per_token.mean),
-        doubt=ttft.error(),
-        hope=better + _UNKNOWN / (1.0 + ttft.seen()),
-        young=ttft.seen() < _YOUNG,
+    ttft, seen, passing = speed.ttft, speed.ttft.seen(), 1.0
+    if speed.failing or speed.truncated:
+        passing = max(1.0 - speed.failing - speed.truncated, 0.05)
+    better = 1.0 / passing - 1.0
+    if ttft.mean > ttft.usual:
+        better += ttft.mean - ttft.usual
+    return Outlook(  # by place: names cost more than all of this
+        (ttft.quantile(_SCORED) + speed.wasted_s) / passing,
+        ttft.quantile(_P95),
+        exp(speed.per_token.mean),
+        ttft.error(),
+        better + _UNKNOWN / (1.0 + seen),
+        seen < _YOUNG,
     )
 
 

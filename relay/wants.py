@@ -25,6 +25,8 @@ BYTES_PER_TOKEN = 4
 USUAL_ANSWER_TOKENS = 320
 """What an answer is expected to have when candidates are compared: the mean of some thousand answers."""
 
+_NOTHING: frozenset[str] = frozenset()
+
 SHOWN = 80
 """Characters of what a client sent that are repeated in an error."""
 
@@ -47,20 +49,20 @@ def wants_of(
         InvalidRequest: what it says it prefers is nothing that can be preferred.
     """
     preference = _preference(route, headers, key) if PREFER in headers else ""
-    first = route.candidates[0].name
     if sizing is None:
         prompt_tokens = len(request.body) // BYTES_PER_TOKEN
         output_tokens = float(min(request.max_tokens or USUAL_ANSWER_TOKENS, USUAL_ANSWER_TOKENS) * request.choices)
     else:
+        first = route.candidates[0].name
         prompt_tokens, output_tokens = sizing.prompt_tokens(first), sizing.output_tokens(first)
-    return Wants(
-        features=dialect.features(request) if route.wants_features else frozenset(),
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        limit_tokens=request.max_tokens or 0,
-        min_tier=0 if sizing is None or preference else min(sizing.rules.min_tier, route.best_tier),
-        prefixes=dialect.prefixes(request) if route.wants_prefixes else (),
-        prefer=preference,
+    return Wants(  # by place: what is named is looked for, field by field
+        dialect.features(request) if route.wants_features else _NOTHING,
+        prompt_tokens,
+        output_tokens,
+        request.max_tokens or 0,
+        0 if sizing is None or preference else min(sizing.rules.min_tier, route.best_tier),
+        dialect.prefixes(request) if route.wants_prefixes else (),
+        preference,
     )
 
 

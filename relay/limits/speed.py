@@ -46,6 +46,7 @@ _SURPRISE = 1.5
 _RUN = 3
 """Surprises to one side that are a jump."""
 _LEAST_DEVIATION = 0.1
+_LEAST_VARIANCE = _LEAST_DEVIATION**2
 _WIDE_SHARE = 0.15
 _WIDE = 5.0
 """The tail: one answer in seven scatters five times as widely (in the shape of Tukey's contaminated normal, 1960)."""
@@ -66,6 +67,7 @@ _REFRESH_S = 1.0
 
 _FASTEST_S = 1e-4
 """Times below are taken as this: a logarithm wants something above zero."""
+_LEAST_LOG = log(_FASTEST_S)
 _DECAY = log(2.0) / LEVEL_HALF_LIFE_S
 
 
@@ -119,30 +121,29 @@ class Level:
             value: at least 0.
             now: seconds on any clock that does not run below zero.
         """
-        x = log(value) if value > _FASTEST_S else log(_FASTEST_S)
+        x = log(value) if value > _FASTEST_S else _LEAST_LOG
         idle_s = now - self._at
         self._at = now
         if self._seen < _USUAL_MEMORY:
             self._seen += 1.0
         self.usual += (x - self.usual) / self._seen
         weight = self._weight * exp(-idle_s * _DECAY) if idle_s > 0.0 else self._weight
-        if self._jumped(x, few=weight < FEW):
-            self._begin_anew(self._run_sum / abs(self._run), abs(self._run))
-            return
-        self._weight = weight = min(weight, MEMORY - 1.0) + 1.0
-        before = x - self.mean
-        self.mean += before / weight
-        variance = self.deviation * self.deviation
-        variance += (before * (x - self.mean) - variance) / weight
-        self.deviation = max(sqrt(variance), _LEAST_DEVIATION) if variance > 0.0 else _LEAST_DEVIATION
+        deviation, off = self.deviation, x - self.mean
+        surprise = _SURPRISE * deviation
+        if off > surprise or off < -surprise:
+            if self._jumped(x, 1 if off > 0.0 else -1, few=weight < FEW):
+                self._begin_anew(self._run_sum / abs(self._run), abs(self._run))
+                return
+        elif self._run:
+            self._run, self._run_sum = 0, 0.0
+        self._weight = weight = weight + 1.0 if weight < MEMORY - 1.0 else MEMORY
+        self.mean += off / weight
+        variance = deviation * deviation
+        variance += (off * (x - self.mean) - variance) / weight
+        self.deviation = sqrt(variance) if variance > _LEAST_VARIANCE else _LEAST_DEVIATION
 
-    def _jumped(self, x: float, *, few: bool) -> bool:
-        off = x - self.mean
-        if abs(off) <= _SURPRISE * self.deviation:
-            if self._run:
-                self._run, self._run_sum = 0, 0.0
-            return False
-        side = 1 if off > 0.0 else -1
+    def _jumped(self, x: float, side: int, *, few: bool) -> bool:
+        """Whether a surprise to one side is a jump, together with those before it."""
         if self._run * side < 0:
             self._run, self._run_sum = 0, 0.0
         self._run += side
@@ -302,9 +303,13 @@ class Speed:
         self._kept: dict[float, float] = {}
         self._kept_until = 0.0
 
-    def asked(self, now: float) -> None:
-        """A stream's attempt begins: its wait counts from now on. Tell of its end with the same moment."""
+    def asked(self, now: float) -> float:
+        """A stream's attempt begins: its wait counts from now on. Tell of its end with the same moment.
+
+        Returns when to `look`.
+        """
         self._waits.begin(self.ttft, now)
+        return self._waits.quiet_until(self.ttft)
 
     def begun(self, asked_at: float, now: float) -> None:
         """An attempt has its first output."""
@@ -329,17 +334,18 @@ class Speed:
         self._waits.forget(asked_at)
         self._attempted(now, failed=1.0, wasted_s=now - asked_at)
 
-    def look(self, now: float) -> bool:
-        """Whether the attempts under way wait so long that the model must have become slower; then it is taken so."""
-        longest_s = self._waits.too_long(self.ttft, now)
-        if longest_s is None:
-            return False
-        self.ttft.rise(_RESIDUAL * longest_s, now)
-        return True
+    def look(self, now: float) -> float:
+        """If the attempts under way wait so long that the model must have become slower, it is taken so.
 
-    def quiet_until(self) -> float:
-        """Before then `look` finds nothing, unless something else is told meanwhile."""
-        return self._waits.quiet_until(self.ttft)
+        Returns when to look again, if nothing else is told until then.
+        """
+        waits = self._waits
+        if not waits.waiting:
+            return inf
+        longest_s = waits.too_long(self.ttft, now)
+        if longest_s is not None:
+            self.ttft.rise(_RESIDUAL * longest_s, now)
+        return waits.quiet_until(self.ttft)
 
     def ended(self, *, tokens: int, output_s: float, truncated: bool, now: float) -> None:
         """An answer is over: `tokens` came within `output_s` seconds behind the first."""

@@ -47,25 +47,29 @@ class _Wait:
 
 
 class Waits:
-    """The attempts of one model, in the order in which they began; not to be shared by threads."""
+    """The attempts of one model, in the order in which they began; not to be shared by threads.
 
-    __slots__ = ("_line", "_look_at", "_shown", "_waiting")
+    Attributes:
+        waiting: how many of those that are looked at wait.
+    """
+
+    __slots__ = ("_line", "_look_at", "_shown", "waiting")
 
     def __init__(self) -> None:
         self._line: deque[_Wait] = deque()  # the first of them still waits
         self._shown = 0.0  # by those before the line
-        self._waiting = 0  # of those in the line
+        self.waiting = 0
         self._look_at = 0.0
 
     def begin(self, level: Level, now: float) -> None:
         """One more waits."""
         line = self._line
-        if self._waiting >= MOST:
+        if self.waiting >= MOST:
             return
         if len(line) >= LONGEST_LINE:
             self.end(line[0].began_at, level, now, answered=False)
         line.append(_Wait(now))
-        self._waiting += 1
+        self.waiting += 1
 
     def end(self, began_at: float, level: Level, now: float, *, answered: bool) -> None:
         """One waits no longer: it was answered, or given up.
@@ -88,15 +92,14 @@ class Waits:
         for wait in line:
             if wait.began_at == began_at and wait.shown is None:
                 wait.shown = shown
-                self._waiting -= 1
+                self.waiting -= 1
                 break
         while line and line[0].shown is not None:
             self._shown = max(0.0, self._shown + line.popleft().shown)  # type: ignore[operator]  # just looked at
 
     def quiet_until(self, level: Level) -> float:
         """When it may be `too_long` at the soonest, as long as neither the waits nor the level change."""
-        line = self._line
-        return max(self._look_at, line[0].began_at + level.quantile(0.0)) if line else inf
+        return max(self._look_at, self._line[0].began_at + level.quantile(0.0)) if self.waiting else inf
 
     def too_long(self, level: Level, now: float) -> float | None:
         """The longest wait under way, seconds, if there is evidence enough that the model is slower than its level.

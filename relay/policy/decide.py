@@ -11,6 +11,8 @@ whether a is better than b does not depend on who else stands for choice.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import filterfalse
 from math import inf, log
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
@@ -80,7 +82,8 @@ class Standing(Protocol):
         """Tokens of the longest of these prompt beginnings that it is likely to have in its cache."""
 
 
-def schedule(order: Sequence[str], *, attempts: int, retries: Retries) -> tuple[Attempt, ...]:
+@lru_cache(maxsize=1024)
+def schedule(order: tuple[str, ...], attempts: int, retries: Retries) -> tuple[Attempt, ...]:
     """Candidates in their order, then round again.
 
     A candidate's first attempt starts at once; each further one waits up to twice as long as the last. The wait itself
@@ -100,7 +103,7 @@ def schedule(order: Sequence[str], *, attempts: int, retries: Retries) -> tuple[
     return tuple(planned)
 
 
-_score, _over = attrgetter("score"), attrgetter("over")
+_model, _left_out, _over, _score = map(attrgetter, ("model", "left_out", "over", "score"))
 
 
 class Chooser:
@@ -143,13 +146,12 @@ class Chooser:
         if self._owed < 1.0:
             self._owed += self._explore
         candidates = self._weigh(wants, weights or _NO_WEIGHTS, now, rng)
-        usable = [weighed for weighed in candidates if not weighed.left_out]
+        usable = sorted(filterfalse(_left_out, candidates), key=_score)
         if not usable:
             candidates, usable = self._too_small(candidates)
-        usable.sort(key=_score)
         if self._ceiling_s < inf:
             usable.sort(key=_over)
-        order = [weighed.model for weighed in usable]
+        order = list(map(_model, usable))
         first_by = ("written" if weights is None else "score") if order else ""
         if len(order) > 1:
             if self._shared:
@@ -228,14 +230,19 @@ class Chooser:
     def _doubtful(self, first: Weighed, usable: list[Weighed], now: float) -> str | None:
         """Who may well be better than the first, and was not asked for longest; the young need not wait their turn."""
         w_ttft, w_latency, _ = self._weights or _NO_WEIGHTS
-        w_hope = w_ttft + w_latency
+        w_hope, standings = w_ttft + w_latency, self._standings
         found, found_at = None, now - EXPLORE_EVERY_S
         for weighed in usable:
-            standing = self._standings[weighed.model]
-            best = weighed.score - w_hope * standing.outlook.hope
-            if best >= first.score or weighed is first or standing.asked_at >= found_at:
+            if weighed is first:
                 continue
-            if (self._owed >= 1.0 or standing.outlook.young) and weighed.model not in self._shared:
+            standing = standings[weighed.model]
+            best = weighed.score - w_hope * standing.outlook.hope
+            if (
+                best < first.score
+                and standing.asked_at < found_at
+                and (self._owed >= 1.0 or standing.outlook.young)
+                and weighed.model not in self._shared
+            ):
                 found, found_at = weighed.model, standing.asked_at
         return found
 

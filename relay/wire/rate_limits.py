@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -46,25 +47,37 @@ def rooms(headers: Headers) -> list[Room]:
     Dates (Anthropic) are counted from the answer's own `date`, so that no clock is needed.
     """
     found = []
+    fields: dict[bytes, bytes] = {}
     for name, value in headers:
-        if b"ratelimit" not in name or _LEFT.fullmatch(name) is None:
+        if b"ratelimit" not in name or (counted := _counted(name)) is None:
             continue
         if value.isdigit():  # Azure says -1 for what it does not count
-            kind: Literal["requests", "tokens"] = "requests" if b"requests" in name else "tokens"
-            found.append(Room(kind, int(value), _reset_s(name.replace(b"remaining", b"reset"), headers)))
+            kind, reset = counted
+            fields = fields or dict(headers)
+            until = fields.get(reset, b"")
+            found.append(Room(kind, int(value), _reset_s(until, fields.get(b"date", b"") if b"T" in until else b"")))
     return found
 
 
-def _reset_s(name: bytes, headers: Headers) -> float:
-    fields = dict(headers)
-    value = fields.get(name, b"").decode("latin-1").strip()
+@lru_cache(maxsize=64)
+def _counted(name: bytes) -> tuple[Literal["requests", "tokens"], bytes] | None:
+    """What the header of that name tells the rest of, and which one says until when; None if it does not."""
+    if _LEFT.fullmatch(name) is None:
+        return None
+    return "requests" if b"requests" in name else "tokens", name.replace(b"remaining", b"reset")
+
+
+@lru_cache(maxsize=1024)
+def _reset_s(told: bytes, date: bytes) -> float:
+    """Seconds from an answer of that date until there is more; a provider says the same again and again."""
+    value = told.decode("latin-1").strip()
     if not value:
         return WINDOW_S
     if "T" in value:  # RFC 3339
         try:
-            now = parsedate_to_datetime(fields[b"date"].decode("latin-1"))
+            now = parsedate_to_datetime(date.decode("latin-1"))
             seconds = (datetime.fromisoformat(value) - now).total_seconds()
-        except (KeyError, ValueError, TypeError):
+        except (ValueError, TypeError):
             return WINDOW_S
         return min(max(seconds, 0.0), LONGEST_S)
     parts = _DURATION.findall(value.lower())  # "1s", "6m0s", "7.66s", "20ms"; a bare number is seconds

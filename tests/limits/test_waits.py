@@ -1,6 +1,9 @@
 import random
+from math import inf
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relay.limits.speed import Level
 from relay.limits.waits import MOST, Waits
@@ -110,3 +113,21 @@ def test_a_straggler_does_not_hide_what_comes_behind_it():
         waits.begin(level, 900.0)
     assert waits.too_long(level, 900.2) is None
     assert waits.too_long(level, 901.0) == pytest.approx(1.0)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 1.0), st.booleans()), max_size=40), st.floats(0.0, 5.0))
+def test_until_told_nothing_is_too_long(steps, ahead_s):
+    """Before the moment that `quiet_until` names a look finds nothing, whatever began, ended and was looked at."""
+    waits, level, now = Waits(), level_at(), 0.0
+    begun: list[float] = []
+    for step_s, ends in steps:
+        now += step_s
+        waits.too_long(level, now)
+        if ends and begun:
+            waits.end(begun.pop(0), level, now, answered=True)
+        else:
+            begun.append(now)
+            waits.begin(level, now)
+    quiet_until = waits.quiet_until(level)
+    assert now + ahead_s >= quiet_until or waits.too_long(level, now + ahead_s) is None
+    assert (quiet_until == inf) == (not begun)

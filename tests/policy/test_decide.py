@@ -17,20 +17,20 @@ WANTS = Wants(prompt_tokens=1000, output_tokens=300)
 
 def test_candidates_in_their_order_then_round_again():
     """The first lap starts at once; later laps wait at most base, twice base, and so on."""
-    planned = schedule(("a", "b"), attempts=5, retries=Retries(1.0, 100.0))
+    planned = schedule(("a", "b"), 5, Retries(1.0, 100.0))
     assert [attempt.model for attempt in planned] == ["a", "b", "a", "b", "a"]
     assert [attempt.backoff_s for attempt in planned] == [0.0, 0.0, 1.0, 1.0, 2.0]
 
 
 def test_nobody_left_is_an_empty_plan():
     """With no candidate to ask there is nothing to try."""
-    assert schedule((), attempts=3, retries=Retries()) == ()
+    assert schedule((), 3, Retries()) == ()
 
 
 @given(st.integers(1, 10), st.floats(0.01, 2), st.floats(2, 10))
 def test_waits_stay_within_bounds(attempts, base_s, max_s):
     """Never more than the maximum, never less than the wait before."""
-    planned = schedule(("a",), attempts=attempts, retries=Retries(base_s, max_s))
+    planned = schedule(("a",), attempts, Retries(base_s, max_s))
     waits = [attempt.backoff_s for attempt in planned]
     assert waits == sorted(waits)
     assert waits[-1] <= max_s
@@ -39,8 +39,8 @@ def test_waits_stay_within_bounds(attempts, base_s, max_s):
 @pytest.mark.parametrize("attempts", [1, 2, 3])
 def test_no_more_attempts_than_the_route_allows(attempts):
     """A route with a single candidate retries that one; of many, no more are asked than there may be attempts."""
-    assert [attempt.model for attempt in schedule(("a",), attempts=attempts, retries=Retries())] == ["a"] * attempts
-    assert len(schedule(("a", "b", "c"), attempts=attempts, retries=Retries())) == attempts
+    assert [attempt.model for attempt in schedule(("a",), attempts, Retries())] == ["a"] * attempts
+    assert len(schedule(("a", "b", "c"), attempts, Retries())) == attempts
 
 
 class Stand:
