@@ -7,6 +7,7 @@ becomes depends most of all on who gives it.
 from __future__ import annotations
 
 from array import array
+from functools import lru_cache
 from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,10 +39,13 @@ MEMO_BYTES = 8 * 1024 * 1024
 """Of prompts that are remembered with what was read of them."""
 
 REMEMBERED_BYTES = 32 * 1024
-"""Of the longest request whose prompt is remembered: to compare a longer one would cost what reading its ends costs."""
+"""Of the longest request whose prompt is remembered."""
 
 SEEN = 4096
-"""Prompts that came lately, of which no more is kept than their hash; what is remembered has come twice."""
+"""Prompts that came lately, of which no more is kept than a hash; what is remembered has come twice."""
+
+END_BYTES = 256
+"""Of the last message: what nearly always tells a prompt from another."""
 
 MAX_APPLICATIONS = 512
 """System prompts that are remembered; of each some kilobytes at most."""
@@ -54,13 +58,22 @@ class Reading(NamedTuple):
         intent: what it seems to be for.
         application: fingerprint of the system prompt.
         prompt_tokens: estimated, before calibration.
-        size: bytes of a request with that prompt.
     """
 
     intent: Intent
     application: str
     prompt_tokens: float
-    size: int
+
+
+class _Known(NamedTuple):
+    """A prompt, and what was read of it. Others may have its fingerprint, so it is compared byte for byte."""
+
+    prompt: tuple[bytes, ...]
+    reading: Reading
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.prompt))
 
 
 class Sizer:
@@ -78,8 +91,8 @@ class Sizer:
         self.intents = intents
         self.experience = experience
         self._seen = array("q", bytes(8 * SEEN))
-        self._readings: LRUCache[tuple[bytes, ...], Reading] = LRUCache(MEMO_BYTES, getsizeof=_size_of)
-        self._applications: LRUCache[str, str] = LRUCache(MAX_APPLICATIONS)
+        self._known: LRUCache[int, _Known] = LRUCache(MEMO_BYTES, getsizeof=attrgetter("size"))
+        self._application = lru_cache(MAX_APPLICATIONS)(lengths.application)
 
     def size(self, request: ChatRequest, dialect: Dialect, key: str) -> Sizing:
         """Look at a request.
@@ -94,23 +107,15 @@ class Sizer:
     def _read(self, request: ChatRequest, dialect: Dialect) -> Reading:
         if len(request.body) > REMEMBERED_BYTES:
             return self._reading(request, dialect)
-        prompt = dialect.prompt(request)
-        if not self._seen_before(hash(prompt)):
+        fingerprint = _fingerprint(request)
+        if self._seen[fingerprint % SEEN] != fingerprint:  # most never come again
+            self._seen[fingerprint % SEEN] = fingerprint
             return self._reading(request, dialect)
-        reading = self._readings.get(prompt)
-        if reading is None:
-            reading = self._readings[prompt] = self._reading(request, dialect)
-        return reading
-
-    def _seen_before(self, fingerprint: int) -> bool:
-        """Whether such a prompt came not long ago. Most never come again, and are not remembered.
-
-        Prompts that fall together are told apart by `_readings`, which compares all of them.
-        """
-        place = fingerprint % SEEN
-        seen = self._seen[place] == fingerprint
-        self._seen[place] = fingerprint
-        return seen
+        prompt = dialect.prompt(request)
+        known = self._known.get(fingerprint)
+        if known is None or known.prompt != prompt:
+            known = self._known[fingerprint] = _Known(prompt, self._reading(request, dialect))
+        return known.reading
 
     def _reading(self, request: ChatRequest, dialect: Dialect) -> Reading:
         gist = dialect.gist(request)
@@ -118,17 +123,13 @@ class Sizer:
             intent=classify(gist.body),
             application=self._application(system_text(gist.body)),
             prompt_tokens=prompt_tokens.estimate_escaped(gist.texts, messages=len(request.turns), images=gist.images),
-            size=len(request.body),
         )
 
-    def _application(self, system_prompt: str) -> str:
-        fingerprint = self._applications.get(system_prompt)
-        if fingerprint is None:
-            fingerprint = self._applications[system_prompt] = lengths.application(system_prompt)
-        return fingerprint
 
-
-_size_of = attrgetter("size")
+def _fingerprint(request: ChatRequest) -> int:
+    """Of how a prompt ends: what tells it from nearly all others, however long it is."""
+    turns = request.turns
+    return hash((len(turns), bytes(memoryview(turns[-1].content)[-END_BYTES:]))) if turns else 0
 
 
 class Sizing:

@@ -64,6 +64,10 @@ def test_a_prompt_that_comes_again_is_remembered() -> None:
     assert sized(sizer, temperature=0.5, max_tokens=3).intent is second
     for fields in ({"tools": [{"type": "function"}]}, {"content": "Write a python function!"}):
         assert sized(sizer, **fields).intent is not second
+    code, other = ("def f(): return 1; " * 99, "Lord, what fools these mortals be! " * 99)
+    alike = [sized(sizer, start + "same end " * 99).intent for start in (code, other, code, other)]
+    assert alike[:2] == alike[2:]
+    assert alike[0] != alike[1]
     long = "word " * REMEMBERED_BYTES
     anew = [sized(sizer, long).intent for _ in range(3)]
     assert len({*map(id, anew)}) == len(anew)

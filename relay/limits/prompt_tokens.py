@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from relay.limits.shipped import PROMPT_TOKENS
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ TOKENS_PER_IMAGE = 1024
 _PIECES = 8
 _ESCAPE = rb'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])'
 _ESCAPES = re.compile(_ESCAPE + b"(?:" + _ESCAPE + b")*")  # with a backslash in front, for which it can search
-_FREQUENT = ((b"\\n", b"\n"), (b'\\"', b'"'), (b"\\t", b"\t"))
+_read_string = msgspec.json.Decoder(str).decode
 
 # Each byte's class, written as one byte. Continuation bytes are in none: what is not named counts nothing.
 _CLASSES = {
@@ -143,11 +145,11 @@ def estimate(text: bytes, *, escaped: bool = False) -> float:
 
 
 def unescaped(text: bytes) -> bytes:
-    """The inside of a JSON string as UTF-8. The frequent escapes go at once, where no escaped backslash misleads."""
-    if b"\\\\" not in text:
-        for written, meant in _FREQUENT:
-            text = text.replace(written, meant)
-    return _ESCAPES.sub(_unescaped, text) if b"\\" in text else text
+    """The inside of JSON strings, perhaps with line ends between them, as UTF-8."""
+    try:
+        return _read_string(b'"%b"' % text.replace(b"\n", b"\\n")).encode()
+    except (msgspec.DecodeError, UnicodeDecodeError):  # a sample's pieces, or tools' JSON among them
+        return _ESCAPES.sub(_unescaped, text)
 
 
 def _unescaped(escapes: re.Match[bytes]) -> bytes:
