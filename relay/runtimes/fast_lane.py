@@ -92,7 +92,8 @@ class FastLaneClient:
             headers.append((b"transfer-encoding", b"chunked"))
         if not self.keep_alive:
             headers.append((b"connection", b"close"))
-        self._head = response_head(status, [*self._protocol.server_state.default_headers, *headers])
+        headers += self._protocol.server_state.default_headers
+        self._head = response_head(status, headers)
 
     def write(self, data: bytes) -> None:
         """See `relay.client.Client`."""
@@ -117,9 +118,9 @@ class FastLaneClient:
         else:
             data = self._head + LAST_CHUNK
         self._protocol.transport.write(data)
-        self.body = None
+        self.body = self.exchange = None  # which knows this client: no cycles are left for the collector
         self.response_complete = True
-        self._protocol.answered(self)
+        self._protocol.answered(keep_alive=self.keep_alive)
 
 
 class FastLane(BoundedProtocol):
@@ -207,12 +208,10 @@ class FastLane(BoundedProtocol):
 
     # --- the answer ---
 
-    def answered(self, client: FastLaneClient) -> None:
+    def answered(self, *, keep_alive: bool) -> None:
         """The answer has been written: make ready for the next request."""
-        if client is self._lane:
-            self._lane = None
-        client.exchange = None  # which knows this client: no cycles are left for the collector
-        if not client.keep_alive:
+        self._lane = None
+        if not keep_alive:
             self.transport.close()
         self.on_response_complete()
 

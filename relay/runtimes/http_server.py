@@ -119,12 +119,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """An answer has been written: serve what the client sent ahead, or wait for more."""
+        self._idle_since = self.loop.time()
         if self.pipeline:
             super().on_response_complete()
-            return
-        self.server_state.total_requests += 1
-        self._idle_since = self.loop.time()
-        if not self.transport.is_closing():
+        elif self.flow.read_paused and not self.transport.is_closing():
             self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
