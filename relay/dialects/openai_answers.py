@@ -6,7 +6,7 @@ read from a copy. Source: platform.openai.com/docs/api-reference/chat; where ser
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
 
@@ -26,8 +26,11 @@ MAX_KEPT_BYTES = 1024 * 1024
 _MAX_MISSES = 2
 """One may be chance: some providers' events tell the second in which they were sent."""
 
-_NO_TEXT = (b"\0", b"", slice(0))
-"""Around no text: nothing that begins so is read."""
+_Around: TypeAlias = tuple[bytes, bytes, slice]
+"""What stands before and behind an event's text, both with its quotes, and where the text stands, with them too."""
+
+_NO_TEXT: _Around = (b"\0", b"", slice(0))
+"""Around none: no such event is read."""
 
 _NoList = Annotated[list[msgspec.Raw], msgspec.Meta(max_length=0)]
 _Loose = str | list[msgspec.Raw] | dict[str, msgspec.Raw] | None
@@ -156,18 +159,16 @@ class ChatStreamReader:
     (Snowflake Cortex) ends its streams with that alone.
 
     Most reads bring one event, which with many providers differs from the one before in nothing but its text. Such an
-    event is known by what stands around its text: its JSON need not be read.
+    event is known by what stands around its text (`_known`): its JSON need not be read.
     """
 
     __slots__ = (
-        "_after",
-        "_before",
         "_choices",
         "_ended",
         "_framer",
         "_hide_usage",
+        "_known",
         "_misses",
-        "_place",
         "_read_many",
         "_read_one",
         "_said",
@@ -187,9 +188,9 @@ class ChatStreamReader:
         self._read_one: Callable[[bytes], AnyBody] = read_body
         self._read_many: Callable[[bytes], Sequence[AnyBody]] = read_bodies
         self._said: bytearray | None = None  # the text, where it is kept and known
-        self._before, self._after, self._place = _NO_TEXT
-        self._misses = 0  # times that this was learned, and the next event was another one
-        self._ended: set[int] = set()
+        self._known = _NO_TEXT
+        self._misses = 0  # times that it was tried to learn that, since an event was known by it
+        self._ended: frozenset[int] = frozenset()
         self._usage = NOTHING
         self.done = False
         self.finished = False
@@ -205,9 +206,10 @@ class ChatStreamReader:
 
     def feed(self, data: bytes) -> bytes:
         """See `StreamReader.feed`. Nothing goes on behind `[DONE]` or a failure."""
-        if data.startswith(self._before) and data.endswith(self._after):
+        before, after, place = self._known
+        if data.startswith(before) and data.endswith(after):
             try:
-                text = _read_text(data[self._place])
+                text = _read_text(data[place])
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return self._read_on(data)
             self._misses = 0
@@ -221,8 +223,8 @@ class ChatStreamReader:
         return self._read_on(data)
 
     def _read_on(self, data: bytes) -> bytes:
-        """As `feed`, what is not the next of such events."""
-        self._before, self._after, self._place = _NO_TEXT
+        """As `feed`, what is not known."""
+        known, self._known = self._known, _NO_TEXT  # nor is what follows, unless it begins a new event
         if self.done or self.failure is not None:
             return b""
         try:
@@ -233,13 +235,17 @@ class ChatStreamReader:
         if not whole:
             return b""
         if whole.find(b"\n\n") == len(whole) - 2 and b"\r" not in whole:  # one event, as nearly always
-            if not self._take(whole):
-                return b""
-            if whole is data and self._misses < _MAX_MISSES:
-                self._learn(whole)
-            return whole
-        bodies = self._read_together(whole)
-        return self._take_each(whole) if bodies is None else self._take_together(whole, bodies)
+            silent = self.output_chars - self.reasoning_chars
+            passed = whole if self._take(whole) else b""
+            if self.output_chars - self.reasoning_chars > silent and self._misses < _MAX_MISSES:
+                self._misses += 1
+                known = _around_text(whole) or known
+        else:
+            bodies = self._read_together(whole)
+            passed = self._take_each(whole) if bodies is None else self._take_together(whole, bodies)
+        if whole is data and not self.done and self.failure is None:
+            self._known = known
+        return passed
 
     def end(self) -> bytes:
         """See `StreamReader.end`. A last event whose blank line is missing counts if it is whole."""
@@ -358,18 +364,10 @@ class ChatStreamReader:
             self.failure = refused(bytes(body.error), None, None)
         return counted and not body.choices and self._hide_usage and self.failure is None
 
-    def _learn(self, event: bytes) -> None:
-        """Know the next events by this one, if it is one of text."""
-        around = _around_text(event)
-        if around is not None:
-            self._before, self._after = around
-            self._place = slice(len(self._before) - 1, 1 - len(self._after))  # with its quotes
-            self._misses += 1
-
     def _end_choice(self, index: int, reason: str) -> None:
         if self.finish_reason is None:
             self.finish_reason = reason
-        self._ended.add(index)
+        self._ended |= {index}
         self.finished = len(self._ended) >= self._choices
 
     def _take_done(self) -> bool:
@@ -381,8 +379,8 @@ class ChatStreamReader:
         return True
 
 
-def _around_text(event: bytes) -> tuple[bytes, bytes] | None:
-    """What stands before and behind an event's text, quotes included; None if it has none, or tells anything else."""
+def _around_text(event: bytes) -> _Around | None:
+    """What stands around the text of an event that has one; None if it tells anything else."""
     try:
         body = read_plain_body(event[6:])
         [choice] = body.choices or []
@@ -392,9 +390,11 @@ def _around_text(event: bytes) -> tuple[bytes, bytes] | None:
         if not delta.content or tells_more:
             return None
         delta.content = ""
-        return (before, after) if read_plain_body(before[6:] + after) == body else None  # else it stood elsewhere
+        if read_plain_body(before[6:] + after) != body:  # it stood elsewhere
+            return None
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
         return None
+    return before, after, slice(len(before) - 1, 1 - len(after))
 
 
 def parse_usage(raw: msgspec.Raw) -> Usage | None:

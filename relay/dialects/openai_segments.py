@@ -246,7 +246,7 @@ class LaterSegment(_Segment):
         passed = _event({**fields, "choices": _raw([{**choice, "delta": _raw(delta)}])})
         if not ended:
             return passed
-        if self._hold_length and bytes(choice["finish_reason"]) == b'"length"':
+        if self._hold_length and not self.held and bytes(choice["finish_reason"]) == b'"length"':
             self.held, passed = passed, b""
         return (self._chunk(text) if text else b"") + passed
 

@@ -140,6 +140,15 @@ def test_end_at_a_limit_that_brings_text_is_held_without_it():
     assert first.so_far(USED).text == "hello world"
 
 
+@pytest.mark.parametrize("later", [True, False])
+def test_second_end_is_held_as_well(later):
+    """Some servers (OpenRouter) give a finish reason twice: both events are the client's."""
+    segment = reader(begun(ROLE, HELLO) if later else None)
+    segment.feed(HELLO + LENGTH + LENGTH + DONE)
+    assert segment.held.count(b'"length"') == 2
+    assert segment.held.endswith(DONE)
+
+
 def test_end_at_a_limit_is_held_without_its_terminator():
     """A stream that ends without `[DONE]` is owed one."""
     first = reader()
