@@ -191,17 +191,18 @@ class Sizing:
     def shape(self, model: Model) -> Shape:
         """What to set in the request for that model."""
         rules, budget = self.rules, self.budget(model)
-        effort = self._effort_for(model)
-        thinking = thinking_tokens(rules.budget.headroom, effort)
-        if model.effort == "thinking" and not LEAST_THINKING <= thinking < (budget.limit or inf):
-            effort = None
+        effort, thinking = self._effort_for(model), 0
+        if effort is not None:
+            thinking = thinking_tokens(rules.budget.headroom, effort)
+            if model.effort == "thinking" and not LEAST_THINKING <= thinking < (budget.limit or inf):
+                effort = None
         return Shape(
-            limit=budget.limit if budget.own else None,
-            effort=effort,
-            effort_field=model.effort,
-            thinking_tokens=thinking,
-            verbosity=rules.verbosity if model.verbosity else None,
-            steering=rules.steering,
+            budget.limit if budget.own else None,
+            effort,
+            model.effort,
+            thinking,
+            rules.verbosity if model.verbosity else None,
+            rules.steering,
         )
 
     @property

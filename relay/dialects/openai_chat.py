@@ -97,10 +97,10 @@ _RULES_THINKING_OUT = {"temperature", "top_p", "tools", "tool_choice"}
 _UNUSED = (b"", b"null", b"[]", b'"none"')
 _TOOLS = {"tools", "functions"}
 _NOT_CONTINUED = {
-    "response_format": (b"", b"null", b'{"type":"text"}', b'{"type": "text"}'),
-    "modalities": (b"", b"null", b'["text"]'),
-    "audio": (b"", b"null"),
-    "logprobs": (b"", b"null", b"false"),
+    "response_format": (b"null", b'{"type":"text"}', b'{"type": "text"}'),
+    "modalities": (b"null", b'["text"]'),
+    "audio": (b"null",),
+    "logprobs": (b"null", b"false"),
 }
 """Fields that make answers which cannot be put together from several, and their values that do not."""
 _IMAGE_PART = re.compile(rb'"type"\s*:\s*"image_url"')
@@ -176,15 +176,14 @@ class OpenAIChat:
 
     def reasoning(self, request: ChatRequest) -> Reasoning | None:
         """In the fields of OpenAI, OpenRouter, Anthropic and Gemini; what cannot be read there says nothing."""
-        for name in _REASONING_FIELDS:
-            if name in request.fields:
-                try:
-                    read = _read_thinking(request.fields[name])
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    continue
-                said = Reasoning(read) if isinstance(read, str) else read.said() if read else None
-                if said and (said.effort or said.tokens):
-                    return said
+        for name in filter(request.fields.__contains__, _REASONING_FIELDS):
+            try:
+                read = _read_thinking(request.fields[name])
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue
+            said = Reasoning(read) if isinstance(read, str) else read.said() if read else None
+            if said and (said.effort or said.tokens):
+                return said
         return None
 
     def extendable(self, request: ChatRequest) -> bool:
@@ -229,8 +228,8 @@ class OpenAIChat:
     def may_continue(self, request: ChatRequest) -> bool:
         """Not JSON, sound or log probabilities, of one answer only, and none whose beginning the client wrote."""
         fields = request.fields
-        for name, harmless in _NOT_CONTINUED.items():
-            if name in fields and bytes(fields[name]) not in harmless:
+        for name in filter(fields.__contains__, _NOT_CONTINUED):
+            if bytes(fields[name]) not in _NOT_CONTINUED[name]:
                 return False
         return request.choices == 1 and bool(request.turns) and not _ends_with_assistant(request.turns)
 
