@@ -504,8 +504,9 @@ class Exchange:
         if chooser is None and PREFER not in self.head.fields:
             return served.as_written(route, now)
         decision, _ = self._decide(request, route, chooser or Chooser(route, served.upstreams), now)
-        order, left_out = decision.order, dict(decision.left_out)
-        if left_out:
+        order, left_out = decision.order, {}
+        if len(order) < len(route.candidates):
+            left_out = dict(decision.left_out)
             order = order or served.worth_waiting_for(route, left_out, now)
             # The tier is what an intent wants, and an intent is a guess: candidates below it are the last resort.
             order += tuple(name for name, reason in left_out.items() if reason == "tier")

@@ -272,8 +272,6 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     @property
     def left_out(self) -> tuple[tuple[str, str], ...]:
         """(model, reason) of those that are not to be asked."""
-        if len(self.order) == len(self.candidates):
-            return ()
         return tuple((weighed.model, weighed.left_out) for weighed in self.candidates if weighed.left_out)
 
 

@@ -124,12 +124,13 @@ class Level:
         x = log(value) if value > _FASTEST_S else _LEAST_LOG
         idle_s = now - self._at
         self._at = now
-        if self._seen < _USUAL_MEMORY:
-            self._seen += 1.0
-        self.usual += (x - self.usual) / self._seen
+        seen = self._seen
+        if seen < _USUAL_MEMORY:
+            self._seen = seen = seen + 1.0
+        self.usual += (x - self.usual) / seen
         weight = self._weight * exp(-idle_s * _DECAY) if idle_s > 0.0 else self._weight
-        deviation, off = self.deviation, x - self.mean
-        surprise = _SURPRISE * deviation
+        mean, deviation = self.mean, self.deviation
+        off, surprise = x - mean, _SURPRISE * deviation
         if off > surprise or off < -surprise:
             if self._jumped(x, 1 if off > 0.0 else -1, few=weight < FEW):
                 self._begin_anew(self._run_sum / abs(self._run), abs(self._run))
@@ -137,9 +138,9 @@ class Level:
         elif self._run:
             self._run, self._run_sum = 0, 0.0
         self._weight = weight = weight + 1.0 if weight < MEMORY - 1.0 else MEMORY
-        self.mean += off / weight
+        self.mean = mean = mean + off / weight
         variance = deviation * deviation
-        variance += (off * (x - self.mean) - variance) / weight
+        variance += (off * (x - mean) - variance) / weight
         self.deviation = sqrt(variance) if variance > _LEAST_VARIANCE else _LEAST_DEVIATION
 
     def _jumped(self, x: float, side: int, *, few: bool) -> bool:

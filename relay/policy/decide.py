@@ -156,8 +156,8 @@ class Chooser:
         if len(order) > 1:
             if self._shared:
                 order.sort(key=self._shared.__contains__)  # beyond its share a model is asked only if no other is left
-            first, first_by = self._first(wants.prefer, order, usable, first_by, now, rng)
-            if first != order[0]:
+            if instead := self._instead(wants.prefer, order, usable, now, rng):
+                first, first_by = instead
                 order.remove(first)
                 order.insert(0, first)
         return Decision(self.route.name, tuple(order), first_by, tuple(candidates))
@@ -208,16 +208,16 @@ class Chooser:
         by_place = {weighed.place: weighed for weighed in admitted}
         return [by_place.get(weighed.place, weighed) for weighed in candidates], admitted
 
-    def _first(
-        self, prefer: str, order: list[str], usable: list[Weighed], first_by: str, now: float, rng: random.Random
-    ) -> tuple[str, str]:
-        """Who goes first, and by what."""
+    def _instead(
+        self, prefer: str, order: list[str], usable: list[Weighed], now: float, rng: random.Random
+    ) -> tuple[str, str] | None:
+        """Who goes first instead of who stands there, and by what; None if nobody does."""
         if prefer in order:
             return prefer, "prefer"
         first = usable[0]
-        if shares := self.route.shares:
+        if self._shared:
             draw = rng.random()
-            for name, share in shares:
+            for name, share in self.route.shares:
                 draw -= share
                 if draw < 0.0 and name in order:
                     return name, "share"
@@ -225,7 +225,7 @@ class Chooser:
         if self._explore and (explored := self._doubtful(first, usable, now)):
             self._owed = max(self._owed - 1.0, 0.0)
             return explored, "explore"
-        return first.model, first_by
+        return None
 
     def _doubtful(self, first: Weighed, usable: list[Weighed], now: float) -> str | None:
         """Who may well be better than the first, and was not asked for longest; the young need not wait their turn."""
