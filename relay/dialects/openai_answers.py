@@ -223,8 +223,8 @@ class ChatStreamReader:
         return self._read_on(data)
 
     def _read_on(self, data: bytes) -> bytes:
-        """As `feed`, what is not known."""
-        known, self._known = self._known, _NO_TEXT  # nor is what follows, unless it begins a new event
+        """As `feed`, what is not known. Nor is what follows it, unless that begins an event before any end."""
+        known, self._known = self._known, _NO_TEXT
         if self.done or self.failure is not None:
             return b""
         try:
@@ -235,15 +235,17 @@ class ChatStreamReader:
         if not whole:
             return b""
         if whole.find(b"\n\n") == len(whole) - 2 and b"\r" not in whole:  # one event, as nearly always
-            silent = self.output_chars - self.reasoning_chars
+            spoken = self.output_chars - self.reasoning_chars
             passed = whole if self._take(whole) else b""
-            if self.output_chars - self.reasoning_chars > silent and self._misses < _MAX_MISSES:
+            if self.output_chars - self.reasoning_chars > spoken > 0 and self._misses < _MAX_MISSES:  # not the first
                 self._misses += 1
                 known = _around_text(whole) or known
         else:
             bodies = self._read_together(whole)
             passed = self._take_each(whole) if bodies is None else self._take_together(whole, bodies)
-        if whole is data and not self.done and self.failure is None:
+        if self._said is not None and len(self._said) > MAX_KEPT_BYTES:
+            self._said = None
+        if whole is data and self.finish_reason is None and not self.done and self.failure is None:
             self._known = known
         return passed
 

@@ -138,8 +138,6 @@ class FirstSegment(_Segment):
         if self._beginning:
             self._find_mark()
         whole = super()._read_on(data)
-        if self._said is not None and len(self._said) > MAX_KEPT_BYTES:
-            self._said = None
         if not self._mark:
             self._beginning = whole
         return whole if self.finish_reason is None and self.failure is None else self._ending(whole)

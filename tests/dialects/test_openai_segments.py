@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.dialects.openai_answers import MAX_KEPT_BYTES
+from relay.dialects.openai_answers import _MAX_MISSES, MAX_KEPT_BYTES
 from relay.dialects.openai_chat import OpenAIChat
 from relay.dialects.openai_segments import INSTRUCTION
 from relay.errors import UpstreamTruncated
@@ -207,6 +207,30 @@ def test_answer_of_a_shape_not_known_is_not_plain():
     first, odd = reader(), chat.event({"choices": [{"index": "0", "delta": {"content": "hello"}}]})
     assert first.feed(ROLE + odd) == ROLE + odd
     assert not first.plain
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([HELLO, WORLD, WORLD, WORLD, HELLO + WORLD, STOP, LENGTH, USAGE, DONE]),
+            st.sampled_from(
+                [ROLE, b": ping\n\n", chat.chunk({"content": "a"}, "length"), chat.chunk({"refusal": "No"})]
+            ),
+            st.integers(1, len(WORLD) - 1).map(lambda cut: WORLD[:cut]),
+            st.integers(1, len(WORLD) - 1).map(lambda cut: WORLD[cut:]),
+        ),
+        max_size=12,
+    )
+)
+@example([HELLO, WORLD, LENGTH, WORLD])  # text behind the end stays there
+def test_segment_that_knows_events_does_as_one_that_reads_each(reads):
+    """What goes on, what is held, and what would be continued: all is the same, in the same order."""
+    knowing, reading = reader(), reader()
+    reading._misses = _MAX_MISSES
+    for data in reads:
+        assert knowing.feed(data) == reading.feed(data)
+        assert (knowing.held, knowing.plain, knowing.done) == (reading.held, reading.plain, reading.done)
+    assert knowing.so_far(USED) == reading.so_far(USED)
 
 
 def test_answer_too_long_to_go_on_is_not_kept():
