@@ -12,13 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.programs import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
 _INSTALL_TIMEOUT_S = 900
 _ENVIRONMENTS = CACHE / "environments"
@@ -33,7 +33,7 @@ def python_environment(name: str, packages: Sequence[str], *, python: Path) -> P
 
     Args:
         name: of its folder.
-        packages: arguments of `pip install`.
+        packages: arguments of `pip install`; a list of requirements among them counts with what is in it.
         python: the interpreter it is made from; needs neither pip nor ensurepip.
 
     Returns:
@@ -48,7 +48,8 @@ def python_environment(name: str, packages: Sequence[str], *, python: Path) -> P
         pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
         _run([*pip, "install", "--quiet", "--disable-pip-version-check", *packages])
 
-    pins = [str(python.resolve()), *packages]
+    lists = [path.read_text() for package in packages if (path := Path(package)).is_file()]
+    pins = [str(python.resolve()), *packages, *lists]
     return _made(name, pins, install) / "bin"
 
 
