@@ -16,7 +16,7 @@ from relay.clock import LoopClock
 from relay.pipeline import Pipeline
 from relay.policy.load import load
 from relay.runtimes import http_server
-from relay.runtimes.fast_lane import FastLane
+from relay.runtimes.fast_lane import FastLane, FastLaneClient
 from relay.stores.memory import MemoryStore
 from relay.telemetry.metrics import Metrics
 from relay.transports.sockets import SocketsTransport
@@ -25,6 +25,7 @@ from tests.servers.chat import completion, request_body, whole
 from tests.servers.client import RawClient, ask, get, post
 from tests.servers.policies import ENVIRON, policy
 from tests.servers.upstream import Upstream, always, send
+from tests.servers.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -233,3 +234,21 @@ async def test_idle_time_counts_from_the_end_of_the_last_answer() -> None:
         assert (await client.whole()).status == 200
         connection.close_if_idle(now + 1000)
         assert await client.receive() == b""
+
+
+async def test_an_answer_of_the_application_waits_for_a_slow_reader() -> None:
+    """What goes by ASGI, as requests do that were sent ahead, is held back while its client takes nothing."""
+    text = "a" * 8_000_000
+    async with (
+        Upstream(always(send(whole(completion(text))))) as upstream,
+        server_of(upstream.base_url, keep_alive_s=60) as server,
+        await RawClient.connect(port_of(server)) as client,
+    ):
+        await client.send(post(request_body()) * 2)
+        assert len((await client.whole()).body) > len(text)
+        (connection,) = server.server_state.connections
+        assert isinstance(connection, FastLane)
+        async with asyncio.timeout(PATIENCE_S):
+            while isinstance(connection.cycle, FastLaneClient) or not connection.flow.write_paused:
+                await settle()
+        assert (await client.whole()).json()["choices"][0]["message"]["content"] == text
