@@ -9,6 +9,7 @@ What other tokenizers do differently is learned per model by `Calibration`.
 from __future__ import annotations
 
 import re
+from operator import mul
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -137,10 +138,10 @@ def estimate(text: bytes, *, escaped: bool = False) -> float:
     if escaped and b"\\" in text:
         text = unescaped(text)
     classes = text.translate(_TABLE)
-    counts = map(classes.count, _COUNTED)
-    tokens = sum([weight * count for weight, count in zip(_ASCII_WEIGHTS, counts, strict=True)])
+    tokens: float = sum(map(mul, _ASCII_WEIGHTS, map(classes.count, _COUNTED)))
     if not text.isascii():
-        tokens += sum([PROMPT_TOKENS[name] * count for name, count in _scripts(text, classes).items()])
+        scripts = _scripts(text, classes)
+        tokens += sum(map(mul, map(PROMPT_TOKENS.__getitem__, scripts), scripts.values()))
     return tokens
 
 
