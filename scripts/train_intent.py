@@ -51,7 +51,7 @@ STRENGTH = 8.0
 SEEN = 3
 """A feature seen in fewer prompts than this is left out."""
 
-KEPT = 12_000
+KEPT = 11_000
 """Features shipped."""
 
 TOLERANCE = 5e-4

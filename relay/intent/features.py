@@ -5,8 +5,8 @@ Most of them are words of the last user turn, cut to six letters, and pairs of n
 words, and Hangul, whose endings vary, are read character by character. The system prompt's first words join them,
 because applications put the task there. Cues beginning with "#" say what words cannot: tools, schemas, images, turns.
 
-Reading is bounded: of a text only the first and last `WINDOW` characters, of a list only a few entries, so that a
-prompt of a million tokens costs what one of a hundred does. People put their request at the beginning or at the end.
+Reading is bounded: of a text only its beginning and its end, of a list only a few entries, so that a prompt of a
+million tokens costs what one of a hundred does. People put their request at the beginning or at the end.
 """
 
 from __future__ import annotations
@@ -17,17 +17,26 @@ from itertools import pairwise
 from operator import add
 from typing import Any, Final
 
-WINDOW: Final = 200
-"""Characters read at each end of the user's text."""
+HEAD: Final = 120
+"""Characters read of the beginning of the user's text."""
 
-SYSTEM_WINDOW: Final = 150
+TAIL: Final = 80
+"""Characters read of its end."""
+
+SYSTEM_WINDOW: Final = 80
 """Characters read of the system prompt."""
 
 LETTERS: Final = 6
 """Of a word, at most."""
 
-WORDS: Final = 100
+WORDS: Final = 80
 """Words, or characters of scripts read by the character, kept of each end of what was read."""
+
+FIRST_PAIRED: Final = 24
+"""Words paired of the beginning of a text in ASCII: in the middle, pairs say little."""
+
+LAST_PAIRED: Final = 12
+"""Words paired of its end."""
 
 MOST: Final = 4 * WORDS + 14
 """Features of any request, at most: words, pairs of them, cues."""
@@ -69,20 +78,20 @@ def features(request: Mapping[str, Any]) -> list[str]:
     Returns:
         At most `MOST` strings of at most 14 characters, some of them more than once.
     """
-    words, cues = _read(request)
-    return [*words, *map(add, words, words[1:]), *cues]
+    words, paired, cues = _read(request)
+    return [*words, *map(add, paired, paired[1:]), *cues]
 
 
 def legible(request: Mapping[str, Any]) -> dict[str, str]:
     """The features of a request, each as people can read it: pairs with a space, the ends of the text by name."""
-    words, cues = _read(request)
-    named = [_ENDS.get(word, word) for word in words]
-    pairs = (f"{first} {second}" for first, second in pairwise(named))
-    return dict(zip((*words, *map(add, words, words[1:]), *cues), (*named, *pairs, *cues), strict=True))
+    words, paired, cues = _read(request)
+    shown = {word: _ENDS.get(word, word) for word in words}
+    pairs = {first + second: f"{shown[first]} {shown[second]}" for first, second in pairwise(paired)}
+    return shown | pairs | {cue: cue for cue in cues}
 
 
-def _read(request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The words of a request in order, and its cues."""
+def _read(request: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+    """The words of a request in order, those of them whose pairs with the next are read, and its cues."""
     messages = request.get("messages")
     if not isinstance(messages, _LISTS):
         messages = ()
@@ -96,12 +105,16 @@ def _read(request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     text = f"{system} \x01 {user} \x02" if system or user else ""
     if text.isascii():
         words = [word[:LETTERS] for word in text.encode().translate(_BLANKED).decode().split()]
+        paired = _ends(words, FIRST_PAIRED, LAST_PAIRED)
     else:
         text = text.lower()
-        words = _words(text)
-    if len(words) > 2 * WORDS:
-        words = [*words[:WORDS], *words[-WORDS:]]
-    return words, _cues(request, messages, last, text)
+        words = paired = _ends(_words(text), WORDS, WORDS)
+    return words, paired, _cues(request, messages, last, text)
+
+
+def _ends(words: list[str], first: int, last: int) -> list[str]:
+    """Only so many of them from the beginning and from the end."""
+    return words if len(words) <= first + last else [*words[:first], *words[-last:]]
 
 
 def _cues(request: Mapping[str, Any], messages: Sequence[Any], last: object, text: str) -> list[str]:
@@ -162,4 +175,4 @@ def _part_text(part: object) -> object:
 
 
 def _clip(text: str) -> str:
-    return text if len(text) <= 2 * WINDOW else f"{text[:WINDOW]}\n{text[-WINDOW:]}"
+    return text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL:]}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LABELS: Final = INTENTS
 """In the order of the weights' lanes."""
 
-CENTRE: Final = 63
+CENTRE: Final = 95
 """What a stored weight of nothing is: weights are stored from 0 to twice this."""
 
 _LANES = f"<{len(LABELS)}H"
