@@ -79,7 +79,7 @@ class Upstream:
         self.asked_at = float("-inf")
         self.speed: Speed | None = None
         self.outlook = _NO_OUTLOOK
-        self._holds_until = inf  # the outlook; until then only what is observed changes it
+        self._holds_until = inf  # the outlook, if nothing is told meanwhile
         self._before: SpeedSnapshot | None = None  # its speed when that mattered last, should it matter again
         self._rooms: dict[str, tuple[float, float]] = {}  # kind -> what is left, until when that holds
         self._prefixes: dict[bytes, float] = {}  # fingerprint -> when it was last sent, the oldest first
@@ -218,7 +218,8 @@ class Upstream:
     def asked(self, now: float) -> None:
         """A stream's attempt begins. Its end is told with the same moment: `begun`, `wasted`, `refused` or `left`."""
         if self.speed is not None:
-            self._holds_until = min(self._holds_until, self.speed.asked(now))
+            self.speed.asked(now)
+            self._holds_until = -inf
 
     def begun(self, asked_at: float, now: float) -> None:
         """A stream that was asked for at `asked_at` has its first output."""

@@ -304,13 +304,9 @@ class Speed:
         self._kept: dict[float, float] = {}
         self._kept_until = 0.0
 
-    def asked(self, now: float) -> float:
-        """A stream's attempt begins: its wait counts from now on. Tell of its end with the same moment.
-
-        Returns when to `look`.
-        """
+    def asked(self, now: float) -> None:
+        """A stream's attempt begins: its wait counts from now on. Tell of its end with the same moment."""
         self._waits.begin(self.ttft, now)
-        return self._waits.quiet_until(self.ttft)
 
     def begun(self, asked_at: float, now: float) -> None:
         """An attempt has its first output."""
