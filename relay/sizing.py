@@ -143,10 +143,10 @@ class Sizing:
 
     __slots__ = (
         "_application",
-        "_budgets",
         "_dialect",
         "_experience",
         "_extendable",
+        "_granted",
         "_key",
         "_prompt_tokens",
         "_reasoning",
@@ -168,7 +168,7 @@ class Sizing:
         self._prompt_tokens = reading.prompt_tokens
         self._reasoning = dialect.reasoning(request)
         self._extendable = dialect.extendable(request)
-        self._budgets: dict[str, Budget] = {}
+        self._granted: dict[str, tuple[Request, Place, Budget]] = {}
 
     def prompt_tokens(self, model: str) -> int:
         """Estimated tokens of the prompt, as the model of that name counts."""
@@ -182,11 +182,7 @@ class Sizing:
 
     def budget(self, model: Model) -> Budget:
         """What each answer of that model may take; the same whenever it is asked."""
-        budget = self._budgets.get(model.name)
-        if budget is None:
-            budget = self._experience.budget(self.rules.budget, self._asked(model), self._place(model.name))
-            self._budgets[model.name] = budget
-        return budget
+        return self._grant(model)[2]
 
     def shape(self, model: Model) -> Shape:
         """What to set in the request for that model."""
@@ -219,10 +215,8 @@ class Sizing:
             written: tokens that the client has seen so far.
             number: which continuation it is, from 1.
         """
-        place = self._place(model.name)
-        return self._experience.extension(
-            self.rules.budget, self._asked(model), place, budget, written=written, number=number
-        )
+        request, place, _ = self._grant(model)
+        return self._experience.extension(self.rules.budget, request, place, budget, written=written, number=number)
 
     def spoken(self) -> list[tuple[str, float]]:
         """Which features of the request spoke most for its intent; they are pieces of the prompt."""
@@ -261,10 +255,11 @@ class Sizing:
             self._experience.prompts.observe(model.name, estimated=self._prompt_tokens, actual=usage.prompt_tokens)
         written = usage.completion_tokens // self._request.choices
         hidden = usage.reasoning_tokens // self._request.choices or round(written * reasoning_share)
+        request, place, _ = self._grant(model)
         self._experience.observe(
             self.rules.budget,
-            self._asked(model),
-            self._place(model.name),
+            request,
+            place,
             budget,
             now,
             visible=max(written - hidden, 0),
@@ -274,6 +269,15 @@ class Sizing:
 
     def _place(self, model: str) -> Place:
         return Place(self.label, model, self._key, self._application)
+
+    def _grant(self, model: Model) -> tuple[Request, Place, Budget]:
+        """What is asked of a model, where its answer is counted, and what that may take."""
+        granted = self._granted.get(model.name)
+        if granted is None:
+            request, place = self._asked(model), self._place(model.name)
+            budget = self._experience.budget(self.rules.budget, request, place)
+            granted = self._granted[model.name] = (request, place, budget)
+        return granted
 
     def _asked(self, model: Model) -> Request:
         said = self._reasoning

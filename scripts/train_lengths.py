@@ -187,7 +187,9 @@ def shares(lengths: list[int]) -> dict[int, float]:
     sketch = Sketch(relative_error=RELATIVE_ERROR)
     for length in lengths:
         sketch.add(max(length, 1), 0.0)
-    return dict(sketch.scaled(1.0))
+    buckets: dict[int, float] = {}
+    sketch.pour(1.0, buckets)
+    return buckets
 
 
 def source(weights: dict[str, float], prior: dict[str, dict[int, float]]) -> str:

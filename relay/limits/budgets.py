@@ -93,11 +93,14 @@ def budget(
         clamps.append("ceiling")
 
     limit = visible + headroom
-    room = None if request.context is None else request.context - ceil(request.prompt_tokens * PROMPT_MARGIN)
-    for name, bound in (("max_output", request.max_output), ("context", room)):
-        if bound is not None and limit > bound:
-            limit = max(bound, 1)
-            clamps.append(name)
+    if request.max_output is not None and limit > request.max_output:
+        limit = max(request.max_output, 1)
+        clamps.append("max_output")
+    if request.context is not None:
+        room = request.context - ceil(request.prompt_tokens * PROMPT_MARGIN)
+        if limit > room:
+            limit = max(room, 1)
+            clamps.append("context")
 
     asked = request.client_limit
     if rules.mode == "off" or (asked is not None and (rules.mode == "fill" or asked <= limit)):
@@ -168,9 +171,5 @@ def thinking_tokens(policy: Headroom, effort: str | None) -> int:
 
 def _headroom(policy: Headroom, request: Request, hidden: float, *, reasons: bool) -> int:
     """The most that policy, client or experience ask for. A model that never reasoned needs none."""
-    needs = [request.client_thinking]
-    if hidden > NOISE:
-        needs.append(ceil(hidden))
-    if reasons:
-        needs.append(thinking_tokens(policy, request.effort))
-    return max(needs)
+    needed = max(request.client_thinking, ceil(hidden)) if hidden > NOISE else request.client_thinking
+    return max(needed, thinking_tokens(policy, request.effort)) if reasons else needed

@@ -23,7 +23,7 @@ _NO_REASONING = {"": {0: 1.0}}
 TRIAL = 50
 """Answers without hidden reasoning after which a model of which the policy says nothing is taken not to reason."""
 
-_NO_ROOM = {"max_output", "context"}
+_NO_ROOM = frozenset({"max_output", "context"})
 """Clamps that make a budget say nothing of what was learned."""
 
 
@@ -55,11 +55,11 @@ class Experience:
         expected = self.answers.expect(place, rules.quantile, extendable=extendable)
         hidden, trusted = 0.0, False
         if not self.reasoning.empty:
-            thinking = _thinking(place, request)
-            thought = self.reasoning.expect(thinking, budgets.HEADROOM_QUANTILE)
-            silent = self.reasoning.count_within(thinking[:2], budgets.NOISE)
-            if not silent and len(thought.cell) > 1:  # what other models need says nothing of this one
-                hidden = thought.tokens
+            silent = self.reasoning.count_within((request.effort or "", place.model), budgets.NOISE)
+            if not silent:
+                thought = self.reasoning.expect(_thinking(place, request), budgets.HEADROOM_QUANTILE)
+                if len(thought.cell) > 1:  # what other models need says nothing of this one
+                    hidden = thought.tokens
             trusted = silent >= TRIAL
         return budgets.budget(rules, request, expected, hidden=hidden, trusted=trusted)
 
@@ -110,7 +110,7 @@ class Experience:
             self.reasoning.observe(_thinking(place, request), hidden, now, cut=silent)
         if silent:
             return
-        if budget.source in {"cell", "prior"} and not _NO_ROOM.intersection(budget.clamps):
+        if budget.source in {"cell", "prior"} and _NO_ROOM.isdisjoint(budget.clamps):
             over = visible > budget.visible or (cut and visible == budget.visible)
             self.answers.judge(place, over=over, allowed=budget.allowed)
         # What ran into the ceiling is most likely a loop. One in a young cell would set its budgets to the ceiling

@@ -10,6 +10,9 @@ of the wider ones; a cell's share is n / (n + INERTIA), n being the decayed numb
 narrower ones do not, as in a hierarchical Dirichlet process (Teh et al., JASA 2006). A mixture errs on the safe
 side: long answers widen a young cell at once, short ones narrow it slowly.
 
+A cell that knows thousands of answers learns nothing from one more. It counts one in k that are usual to it, for k;
+which ones is drawn evenly, without randomness. Those that are longer are counted one by one.
+
 Three rules turn what is believed into a quantile:
 
 - An answer that was cut is a lower bound, not a length. What it would have become is drawn from the cell's own tail
@@ -67,11 +70,23 @@ MAX_WIDENING = 3.0
 _KEPT = 0.99
 """What an answer leaves of those before it in the share that was over budget: an average over about a hundred."""
 
-_REFRESH_AT = 0.05
-"""Part of a cell's answers that are new since its belief was computed; then it is computed again."""
+_REFRESH_AT = 0.1
+"""Share of a cell's answers that are news, since its belief was computed, from which on it is computed again."""
+
+CENSUS = 128.0
+"""Answers that a cell counts one by one. If it knows more, it counts one in as many times this as it knows."""
+
+MAX_STRIDE = 16.0
+"""Of so many answers that are usual at least one is counted."""
+
+USUAL = 0.9
+"""Up to this quantile an answer is usual to its cell. The longer ones are what budgets go by: each of them counts."""
 
 _GOLDEN = 0.6180339887498949
 """Multiples of it modulo one fill the unit interval evenly: draws that need no randomness."""
+
+_SILVER = 0.4142135623730951
+"""Likewise, for draws that have nothing to do with those."""
 
 _ALL: tuple[str, ...] = ()
 """Name of the cell that counts every answer. It has no say in what others believe."""
@@ -82,8 +97,8 @@ _OF_APPLICATION = 3
 _FORGOTTEN = 0.01
 """Answers that a cell has to know to be kept: a single one is forgotten after twenty days, a hundred after forty."""
 
-_STALE = 1 << 62
-"""More news than any cell has answers."""
+_STALE = inf
+"""News enough to have any cell's belief computed again."""
 
 _FINGERPRINT_CHARS = 256
 """What is read of a system prompt. Templates begin alike; what they fill in mostly comes later."""
@@ -116,8 +131,8 @@ class Place(NamedTuple):
     application: str
 
     def cells(self) -> tuple[tuple[str, ...], ...]:
-        """Names of the cells it lies in, from the general to the particular."""
-        return self[:1], self[:2], self[1:], self
+        """Names of the cells it lies in, from the particular to the general."""
+        return self, self[1:], self[:2], self[:1]
 
 
 class Expectation(msgspec.Struct, frozen=True, gc=False):
@@ -157,16 +172,35 @@ class CellSnapshot(msgspec.Struct, frozen=True, gc=False):
 class _Cell:
     """A sketch, and what follows from it and the wider cells."""
 
-    __slots__ = ("believed", "count", "cuts", "judged", "longest", "news", "over", "sketch", "slack", "widening")
+    __slots__ = (
+        "believed",
+        "count",
+        "cuts",
+        "expected",
+        "judged",
+        "longest",
+        "name",
+        "news",
+        "over",
+        "sketch",
+        "slack",
+        "stride",
+        "usual",
+        "widening",
+    )
 
-    def __init__(self, sketch: Sketch, believed: Distribution) -> None:
+    def __init__(self, name: tuple[str, ...], sketch: Sketch, believed: Distribution) -> None:
+        self.name = name
         self.sketch = sketch
         self.believed = believed
+        self.expected: dict[tuple[float, bool], Expectation] = {}  # by quantile, and whether it is extendable
         self.slack = 1.0
+        self.usual = 0.0  # the longest answer that is
+        self.stride = 1.0  # one in so many of those is counted, for as many
+        self.news = _STALE  # share of what was counted that all of these know nothing of
         self.widening = 0.0
         self.judged = 0.0
         self.over = 0.0
-        self.news = 0  # answers since `believed` and `slack` were computed
         self.cuts = 0  # answers that were cut
         self.count = 0.0  # answers, those of earlier processes as far as they are remembered
         self.longest = 0.0  # of them
@@ -192,6 +226,8 @@ class Lengths:
         self._cells: OrderedDict[tuple[str, ...], _Cell] = OrderedDict()
         self._max_cells = max_cells
         self._half_life_s = half_life_s
+        self._now = 0.0  # of the last answer
+        self._draws = 0
 
     @property
     def empty(self) -> bool:
@@ -206,18 +242,23 @@ class Lengths:
             quantile: share of answers that shall fit, below 1.
             extendable: an answer that does not fit is continued, so cells may differ by their slack.
         """
-        name, cell = self._nearest(place)
-        allowed = min((1.0 - quantile) * (cell.slack if extendable else 1.0), 1.0)
-        quantile = 1.0 - (allowed * exp(cell.widening) if cell.widening else allowed)
-        return Expectation(cell.believed.bound(quantile), quantile, allowed, name)
+        cell = self._nearest(place)
+        expected = cell.expected.get((quantile, extendable))
+        if expected is None:
+            allowed = min((1.0 - quantile) * (cell.slack if extendable else 1.0), 1.0)
+            share = 1.0 - (allowed * exp(cell.widening) if cell.widening else allowed)
+            expected = Expectation(cell.believed.bound(share), share, allowed, cell.name)
+            cell.expected[quantile, extendable] = expected
+        return expected
 
     def mean(self, place: Place) -> float:
         """Tokens that the answer will have on average."""
-        return self._nearest(place)[1].believed.mean()
+        return self._nearest(place).believed.mean
 
     def quantiles(self, place: Place, quantiles: Iterable[float]) -> list[float]:
         """Tokens that these shares of answers will not exceed."""
-        return [self._nearest(place)[1].believed.quantile(quantile) for quantile in quantiles]
+        believed = self._nearest(place).believed
+        return [believed.quantile(quantile) for quantile in quantiles]
 
     def count_within(self, cell: tuple[str, ...], tokens: float) -> float:
         """How many answers the cell of that name has counted; 0 if one of them was longer than `tokens`."""
@@ -235,11 +276,14 @@ class Lengths:
         Returns:
             Tokens beyond `written`; as many again where no answer as long was ever seen.
         """
-        tokens = self._nearest(place)[1].believed.bound(quantile, above=written)
+        tokens = self._nearest(place).believed.bound(quantile, above=written)
         return float(written) if tokens == inf else max(tokens - written, 1.0)
 
     def observe(self, place: Place, tokens: int, now: float, *, cut: bool = False) -> None:
-        """Count an answer.
+        """Count an answer, in each of its cells as many times as it stands for there: on average once.
+
+        The wider a cell is, the fewer answers it needs to count, so that those counted are always among the narrower
+        one's, and the first cell that leaves one out is the last that is looked at.
 
         Args:
             place: of the request.
@@ -248,19 +292,23 @@ class Lengths:
             cut: it would have become longer: a limit, the client or a failure ended it.
         """
         length = self._completed(place, tokens) if cut else max(tokens, 1.0)
-        self._enter(_ALL).sketch.add(length, now)
-        wider: list[tuple[Sketch, float]] = []
-        for name in place.cells():
+        self._now = now
+        self._draws += 1
+        draw, weight = self._draws * _SILVER % 1.0, 1.0
+        stale = []
+        for name in (*place.cells(), _ALL):
             cell = self._enter(name)
-            cell.sketch.add(length, now)
-            cell.news += 1
-            cell.count += 1
+            if length <= cell.usual and weight < cell.stride:
+                weight = cell.stride
+            if draw * weight >= 1.0:
+                break
+            cell.news += cell.sketch.add(length, now, weight)
+            cell.count += weight
             cell.longest = max(cell.longest, length)
-            weight = cell.sketch.weight(now)
-            if cell.news >= _REFRESH_AT * weight:
-                inertia = INTENT_INERTIA if name is place else INERTIA
-                self._reflect(cell, self._prior_of(place.kind).sketch, wider, weight, inertia)
-            wider.append((cell.sketch, weight))
+            if cell.news >= _REFRESH_AT and (name is place or cell.count > CENSUS):
+                stale.append(cell)
+        for cell in stale:  # after all have counted it: what one believes depends on the wider ones
+            self._reflect(cell, place)
 
     def judge(self, place: Place, *, over: bool, allowed: float) -> None:
         """Say whether an answer was longer than what `expect` gave, so that its cell widens or narrows.
@@ -275,10 +323,13 @@ class Lengths:
         cell = self._cells.get(place)
         if cell is not None:
             step = WIDENING_STEP * (1.0 - over / (allowed * WIDENING_TOLERANCE))
-            cell.widening = min(max(cell.widening + step, -MAX_WIDENING), 0.0)
+            widening = min(max(cell.widening + step, -MAX_WIDENING), 0.0)
+            if widening != cell.widening:
+                cell.widening = widening
+                cell.expected.clear()
             cell.judged = cell.judged * _KEPT + 1.0
             cell.over = cell.over * _KEPT + over
-            if over:
+            if over and cell.stride == 1.0:
                 cell.news = _STALE
 
     def snapshot(self, now: float) -> list[CellSnapshot]:
@@ -294,27 +345,25 @@ class Lengths:
         Raises:
             ValueError: a cell has another relative error than this version keeps.
         """
-        restored = list(cells)[-self._max_cells :]
-        for old in restored:
+        self._now = now
+        for old in list(cells)[-self._max_cells :]:
             if old.lengths.relative_error != RELATIVE_ERROR:
                 raise ValueError(f"cells of {old.lengths.relative_error} relative error, not {RELATIVE_ERROR}")
             cell = self._enter(old.cell)
             cell.sketch = Sketch.restore(msgspec.structs.replace(old.lengths, half_life_s=self._half_life_s))
             cell.widening, cell.judged, cell.over = old.widening, old.judged, old.over
             cell.count, cell.longest = cell.sketch.weight(now), cell.sketch.largest()
-        for old in restored:  # a second pass: what a cell believes depends on others, and slack on all of them
-            self._believe(old.cell, now)
+            cell.news = _STALE
 
-    def _nearest(self, place: Place) -> tuple[tuple[str, ...], _Cell]:
-        """The most particular cell there is, and its name; the prior's is empty."""
-        cell = self._cells.get(place)
-        if cell is not None:
-            return place, cell
-        for name in reversed(place.cells()):
+    def _nearest(self, place: Place) -> _Cell:
+        """The most particular cell there is, its belief no older than its news allow; the prior's has no name."""
+        for name in place.cells():
             cell = self._cells.get(name)
             if cell is not None:
-                return name, cell
-        return (), self._prior_of(place.kind)
+                if cell.news >= _REFRESH_AT:
+                    self._reflect(cell, place)
+                return cell
+        return self._prior_of(place.kind)
 
     def _prior_of(self, kind: str) -> _Cell:
         return self._prior.get(kind) or self._prior[""]
@@ -324,7 +373,7 @@ class Lengths:
         cell = self._cells.get(name)
         if cell is None:
             sketch = Sketch(relative_error=RELATIVE_ERROR, half_life_s=self._half_life_s)
-            cell = self._cells[name] = _Cell(sketch, self._prior_of("").believed)
+            cell = self._cells[name] = _Cell(name, sketch, self._prior_of("").believed)
             if len(self._cells) > self._max_cells:
                 self._cells.popitem(last=False)
         else:
@@ -333,31 +382,27 @@ class Lengths:
 
     def _completed(self, place: Place, tokens: int) -> float:
         """What an answer cut at `tokens` would have become: a draw from the longer ones; twice as long if none was."""
-        _, cell = self._nearest(place)
+        cell = self._nearest(place)
         cell.cuts += 1
         length = cell.believed.quantile(cell.cuts * _GOLDEN % 1.0, above=tokens)
         return 2.0 * max(tokens, 1) if length == inf else length
 
-    def _reflect(
-        self, cell: _Cell, prior: Sketch, wider: list[tuple[Sketch, float]], weight: float, inertia: float
-    ) -> None:
-        """Compute what follows for a cell of that weight inside the wider ones, each given with its own."""
-        parts = [(prior, 1.0)]
-        for sketch, all_of_it in wider:  # what a wider cell knows from this one is not said twice
-            parts = _within(parts, sketch, max(all_of_it - weight, 0.0), INERTIA)
+    def _reflect(self, cell: _Cell, place: Place) -> None:
+        """Compute what follows for a cell inside the wider ones, as far as a place lies in them."""
+        weight = cell.sketch.weight(self._now)
+        parts = [(self._prior_of(place.kind).sketch, 1.0)]
+        for name in reversed(place.cells()):
+            if len(name) < len(cell.name) and (wider := self._cells.get(name)):
+                # What a wider cell knows from this one is not said twice.
+                others = max(wider.sketch.weight(self._now) - weight, 0.0)
+                parts = _within(parts, wider.sketch, others, INERTIA)
+        inertia = INTENT_INERTIA if cell.name[_OF_APPLICATION:] else INERTIA
         cell.believed = quantiles.mix(_within(parts, cell.sketch, weight, inertia))
         cell.slack = self._slack(cell.sketch.mean(), weight)
-        cell.news = 0
-
-    def _believe(self, name: tuple[str, ...], now: float) -> None:
-        """Compute what follows for a cell that came back: near to what it was, and right with the next answer."""
-        above = {2: (name[:1],), 4: (name[:1], name[:2], name[1:])}.get(len(name), ())
-        wider = [(cell.sketch, cell.sketch.weight(now)) for each in above if (cell := self._cells.get(each))]
-        # An application answers requests of all kinds: its cell and that of all answers know of no prior of theirs.
-        prior = self._prior_of(name[0] if len(name) not in {0, _OF_APPLICATION} else "").sketch
-        cell = self._cells[name]
-        self._reflect(cell, prior, wider, cell.sketch.weight(now), INTENT_INERTIA if name[3:] else INERTIA)
-        cell.news = _STALE
+        cell.stride = min(max(weight / CENSUS, 1.0), MAX_STRIDE)
+        cell.usual = cell.believed.bound(USUAL)
+        cell.expected.clear()
+        cell.news = 0.0
 
     def _slack(self, mean: float | None, weight: float) -> float:
         """A cell's mean as a multiple of that of all answers, within bounds; near 1 while the cell is young."""
@@ -419,5 +464,5 @@ def _within(
 
 
 def _prior_cell(weights: dict[int, float]) -> _Cell:
-    sketch = Sketch.restore(quantiles.Snapshot(RELATIVE_ERROR, None, 0.0, weights, 0.0))
-    return _Cell(sketch, quantiles.mix([(sketch, 1.0)]))
+    sketch = quantiles.of_buckets(weights, RELATIVE_ERROR)
+    return _Cell((), sketch, quantiles.mix([(sketch, 1.0)]))

@@ -10,13 +10,12 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from math import ceil, exp, inf, log
-from operator import mul, sub
 from typing import TYPE_CHECKING
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 LOWEST = 1e-3
 """Smallest value told apart: a millisecond. Whatever is below counts as this."""
@@ -80,25 +79,30 @@ class Sketch:
         self._weight = 0.0
         self._total = 0.0
 
-    def add(self, value: float, now: float, weight: float = 1.0) -> None:
+    def add(self, value: float, now: float, weight: float = 1.0) -> float:
         """Count one observation.
 
         Args:
             value: at least 0.
             now: seconds on any clock that does not run below zero; it may stand still or step back.
             weight: how much it counts for, above 0.
+
+        Returns:
+            Its share of all that is now known: above 0, at most 1.
         """
         age = (now - self._landmark) * self._rate
         if age > _RESCALE_AT:
             self._rescale(now)
         elif age > 0.0:
             weight *= exp(age)
-        value = min(max(value, LOWEST), HIGHEST)
+        if not LOWEST <= value <= HIGHEST:
+            value = LOWEST if value < LOWEST else HIGHEST
         bucket = ceil(log(value) * self._buckets_per_e)
         weights = self._weights
         weights[bucket] = weights.get(bucket, 0.0) + weight
         self._weight += weight
         self._total += weight * value
+        return weight / self._weight
 
     def _rescale(self, now: float) -> None:
         factor = self._faded(now)
@@ -131,10 +135,17 @@ class Sketch:
         """
         return mix([(self, 1.0)]).quantile(q) if self._weight else None
 
-    def scaled(self, total: float) -> Iterator[tuple[int, float]]:
-        """Bucket numbers and weights, scaled to `total` together; none if nothing was observed."""
-        factor = total / self._weight if self._weight else 0.0
-        return ((bucket, weight * factor) for bucket, weight in self._weights.items())
+    def pour(self, share: float, into: dict[int, float]) -> float:
+        """Add its buckets to a mixture in which it weighs `share`; returns what that adds to the mixture's sum.
+
+        Nothing is added if nothing was observed.
+        """
+        if not self._weight:
+            return 0.0
+        factor = share / self._weight
+        for bucket, weight in self._weights.items():
+            into[bucket] = into.get(bucket, 0.0) + weight * factor
+        return self._total * factor
 
     def snapshot(self, now: float) -> Snapshot:
         """What is known at `now`, to keep, send or merge."""
@@ -154,15 +165,24 @@ class Sketch:
 
 
 class Distribution:
-    """What sketches said at one moment, sorted for reading: any quantile in a microsecond. Never empty."""
+    """What sketches said at one moment, sorted for reading: any quantile in a microsecond. Never empty.
 
-    __slots__ = ("_buckets", "_growth", "_mean", "_sums")
+    Args:
+        weights: by bucket number.
+        total: sum of weight times value.
+        relative_error: of the sketches.
 
-    def __init__(self, weights: dict[int, float], relative_error: float) -> None:
+    Attributes:
+        mean: of the values.
+    """
+
+    __slots__ = ("_buckets", "_growth", "_sums", "mean")
+
+    def __init__(self, weights: dict[int, float], total: float, relative_error: float) -> None:
         self._buckets = sorted(weights)
         self._sums = list(accumulate(map(weights.__getitem__, self._buckets)))
         self._growth = _growth(relative_error)
-        self._mean: float | None = None
+        self.mean = total / self._sums[-1]
 
     def quantile(self, q: float, *, above: float = 0.0) -> float:
         """The value that a share `q` of the weight does not exceed.
@@ -188,14 +208,6 @@ class Distribution:
         index = bisect_left(self._sums, below + q * (total - below), lo=bisect_right(self._sums, below))
         return self._growth ** self._buckets[min(index, len(self._buckets) - 1)]
 
-    def mean(self) -> float:
-        """The mean, each value counted as its bucket's middle."""
-        if self._mean is None:
-            weights = map(sub, self._sums, [0.0, *self._sums[:-1]])
-            powers = (self._growth**bucket for bucket in self._buckets)
-            self._mean = 2.0 * sum(map(mul, weights, powers)) / (self._growth + 1.0) / self._sums[-1]
-        return self._mean
-
     def _below(self, value: float) -> float:
         """Weight in the value's own bucket and under it."""
         if value < LOWEST:
@@ -211,10 +223,17 @@ def mix(parts: Iterable[tuple[Sketch, float]]) -> Distribution:
         parts: sketches of one relative error, at least one of them not empty. Empty ones drop out.
     """
     weights: dict[int, float] = {}
+    total = 0.0
     for sketch, share in parts:
-        for bucket, weight in sketch.scaled(share):
-            weights[bucket] = weights.get(bucket, 0.0) + weight
-    return Distribution(weights, sketch.relative_error)
+        total += sketch.pour(share, weights)
+    return Distribution(weights, total, sketch.relative_error)
+
+
+def of_buckets(weights: dict[int, float], relative_error: float) -> Sketch:
+    """A sketch of which nothing but the buckets is known, and which forgets nothing: a value is its bucket's middle."""
+    growth = _growth(relative_error)
+    total = sum(weight * 2.0 * growth**bucket / (growth + 1.0) for bucket, weight in weights.items())
+    return Sketch.restore(Snapshot(relative_error, None, 0.0, weights, total))
 
 
 def merge(a: Snapshot, b: Snapshot) -> Snapshot:

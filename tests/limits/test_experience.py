@@ -217,6 +217,16 @@ def test_a_model_of_which_nothing_is_said() -> None:
         assert one.budget(RULES, request, HOME).headroom >= RULES.headroom.medium
 
 
+def test_a_model_that_begins_to_reason_is_noticed_at_once() -> None:
+    """After ten thousand answers without hidden reasoning, the first that has some brings its headroom back."""
+    experience, request = Experience(), Request(100, reasons=None)
+    for number in range(10_000):
+        answer(experience, request, hidden=0, visible=50, now=NOW + number)
+    assert experience.budget(RULES, request, HOME).headroom == 0
+    answer(experience, request, hidden=300, visible=50, now=NOW)
+    assert experience.budget(RULES, request, HOME).headroom >= RULES.headroom.medium
+
+
 @pytest.mark.parametrize("reasons", [False, None])
 def test_what_others_think_says_nothing_of_a_model(reasons: bool | None) -> None:  # noqa: FBT001 - a case
     """A model that was never seen to reason pays nothing for those that do, in a policy that has both."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from math import ceil
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.limits import lengths
 from relay.limits.lengths import CellSnapshot, Lengths, Place, application, merge
+from relay.limits.quantiles import Sketch
 from relay.limits.shipped import ANSWER_LENGTHS
 
 if TYPE_CHECKING:
@@ -197,6 +199,113 @@ def test_more_is_always_something(written: int, quantile: float) -> None:
 def test_more_where_nothing_was_longer_doubles() -> None:
     """Beyond all experience as many tokens again are expected."""
     assert taught([100] * 10).expect_more(HOME, 0.5, 90_000) == 90_000
+
+
+# --- counting by sample -------------------------------------------------------------------------------------
+
+
+def weights(model: Lengths, now: float = NOW) -> dict[tuple[str, ...], float]:
+    return {cell.cell: sum(cell.lengths.weights.values()) for cell in model.snapshot(now)}
+
+
+@given(
+    seed=st.integers(0, 1000),
+    period=st.integers(1, 40),
+    answers=st.integers(1, 4000),
+    sigma=st.sampled_from([0.0, 0.3, 1.5]),
+)
+@settings(max_examples=25, deadline=None)
+def test_each_cell_stands_for_as_many_answers_as_came(seed: int, period: int, answers: int, sigma: float) -> None:
+    """Whatever share of them is counted, and however many applications take turns, no cell knows more or fewer."""
+    model, came = Lengths(ANSWER_LENGTHS), Counter[tuple[str, ...]]()
+    for number, tokens in enumerate(lognormal(answers, median=200, sigma=sigma, seed=seed)):
+        place = HOME._replace(application=str(number % period), kind="code" if number % 3 else "summarize")
+        model.observe(place, tokens, NOW)
+        came.update([*place.cells(), ()])
+    known = weights(model)
+    assert known.keys() == came.keys()
+    for cell, count in came.items():
+        assert known[cell] == pytest.approx(
+            count, rel=0.08, abs=4 * lengths.MAX_STRIDE if count > lengths.CENSUS else 0
+        )
+
+
+@pytest.mark.parametrize("period", [2, 5, 12, 16, 29, 64])
+def test_answers_that_come_in_turns_are_all_known(period: int) -> None:
+    """Traffic with a period is no reason to count only some of its phases: each length has the share that it has."""
+    model = Lengths(ANSWER_LENGTHS)
+    for number in range(20_000):
+        model.observe(HOME, 2 ** (number % period % 8), NOW)
+    by_length = next(cell for cell in model.snapshot(NOW) if cell.cell == HOME).lengths.weights
+    came = Counter(number % period % 8 for number in range(20_000))
+    assert sorted(by_length.values()) == pytest.approx(sorted(came.values()), rel=0.1)
+
+
+@given(seed=st.integers(0, 1000), q=st.sampled_from([0.3, 0.5, 0.8, 0.95, 0.99]))
+@settings(max_examples=15, deadline=None)
+def test_a_sample_says_what_all_would(seed: int, q: float) -> None:
+    """Of six thousand answers a sixth is counted; mean and quantiles are those of all, the high ones most surely."""
+    answers = lognormal(6000, median=150, seed=seed)
+    model = taught(answers)
+    error = 0.25 if q < lengths.USUAL else 0.12
+    assert model.quantiles(HOME, [q])[0] == pytest.approx(sorted(answers)[int(q * 6000)], rel=error)
+    assert model.mean(HOME) == pytest.approx(sum(answers) / 6000, rel=0.1)
+
+
+def test_few_answers_of_a_place_that_is_well_known_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in sixteen that are usual, each that is not; what its wider cells count of a new place are as few."""
+    added: list[float] = []
+    add = Sketch.add
+
+    def count(sketch: Sketch, value: float, now: float, weight: float) -> float:
+        added.append(value)
+        return add(sketch, value, now, weight)
+
+    monkeypatch.setattr(Sketch, "add", count)
+    model = taught([100] * 20_000)
+    added.clear()
+    taught([100] * 1600, into=model)
+    assert len(added) == pytest.approx(5 * 100, rel=0.1)
+    added.clear()
+    taught([300] * 50, into=model)
+    assert len(added) == 5 * 50
+    added.clear()
+    taught([100] * 100, HOME._replace(application="new"), into=model)
+    assert len(added) == pytest.approx(2 * 100 + 3 * 6, abs=12)
+
+
+@given(st.integers(0, 1000), st.sampled_from([(200, 50), (50, 200), (400, 300)]))
+@settings(max_examples=10, deadline=None)
+def test_a_change_is_followed_as_soon_as_if_all_were_counted(seed: int, medians: tuple[int, int]) -> None:
+    """Where answers become longer or shorter, what is expected moves as it does where none is left out.
+
+    Give or take two tenths of what it knows: at each it thinks anew.
+    """
+    before, after = (lognormal(2000, median=median, seed=seed + median) for median in medians)
+    expected: dict[float, list[float]] = {}
+    for stride in (lengths.MAX_STRIDE, 1.0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lengths, "MAX_STRIDE", stride)
+            model = taught(before)
+            expected[stride] = [model.expect(HOME, 0.95).tokens]
+            for step in range(0, 2000, 200):
+                taught(after[step : step + 200], into=model)
+                expected[stride].append(model.expect(HOME, 0.95).tokens)
+    every = expected[1.0]
+    for step, tokens in enumerate(expected[lengths.MAX_STRIDE]):
+        near = every[max(step - 2, 0) : step + 3]
+        assert 0.85 * min(near) <= tokens <= 1.15 * max(near)
+
+
+def test_a_place_that_is_rarely_counted_is_still_in_use() -> None:
+    """The least recently used cells go by when an answer came, not by when one was counted."""
+    model = Lengths(ANSWER_LENGTHS, max_cells=20)
+    taught([700] * 10_000, into=model)
+    for number in range(500):
+        for other in range(3):
+            model.observe(HOME._replace(application=f"{number} {other}", kind=str(other)), 5, NOW)
+        model.observe(HOME, 700, NOW)
+        assert model.expect(HOME, 0.9).cell == HOME
 
 
 # --- memory, snapshots --------------------------------------------------------------------------------------

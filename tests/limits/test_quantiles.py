@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.limits.quantiles import HIGHEST, LOWEST, Sketch, Snapshot, merge
+from relay.limits.quantiles import HIGHEST, LOWEST, Sketch, Snapshot, merge, mix, of_buckets
 
 VALUES = st.lists(st.floats(LOWEST, HIGHEST), min_size=1, max_size=300)
 
@@ -28,6 +28,24 @@ def test_every_quantile_keeps_the_relative_error(values: list[float], q: float) 
     """The estimate is within 2 % of the exact order statistic."""
     exact = sorted(values)[max(ceil(q * len(values)) - 1, 0)]
     assert filled(values).quantile(q) == pytest.approx(exact, rel=0.02 + 1e-9)
+
+
+@given(values=VALUES, half_life_s=st.sampled_from([None, 5.0]))
+def test_adding_says_what_share_is_new(values: list[float], half_life_s: float | None) -> None:
+    """The first observation is all that is known; each is the share of its weight, however far the old ones faded."""
+    sketch = Sketch(half_life_s=half_life_s)
+    for second, value in enumerate(values):
+        assert sketch.add(value, float(second), 2.0) == pytest.approx(2.0 / sketch.weight(float(second)))
+
+
+@given(values=VALUES)
+def test_a_mixture_has_the_mean_of_its_parts(values: list[float]) -> None:
+    """Weighed by their shares, whatever they weigh themselves; from buckets alone it is right within their error."""
+    first, second = filled(values), filled([value + 1.0 for value in values[:3]])
+    mixture = mix([(first, 0.25), (Sketch(), 0.5), (second, 0.75)])
+    assert mixture.mean == pytest.approx(0.25 * (first.mean() or 0.0) + 0.75 * (second.mean() or 0.0))
+    again = of_buckets(first.snapshot(0.0).weights, 0.02)
+    assert again.mean() == pytest.approx(first.mean(), rel=0.02 + 1e-9)
 
 
 @given(values=VALUES)
