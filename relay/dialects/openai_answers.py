@@ -164,6 +164,7 @@ class ChatStreamReader:
 
     __slots__ = (
         "_choices",
+        "_counted",
         "_ended",
         "_framer",
         "_hide_usage",
@@ -191,7 +192,8 @@ class ChatStreamReader:
         self._known = _NO_TEXT
         self._misses = 0  # times that it was tried to learn that, since an event was known by it
         self._ended: frozenset[int] = frozenset()
-        self._usage = NOTHING
+        self._counted = NOTHING  # the last usage, until somebody asks for it
+        self._usage: Usage | None = None
         self.done = False
         self.finished = False
         self.finish_reason: str | None = None
@@ -202,7 +204,9 @@ class ChatStreamReader:
     @property
     def usage(self) -> Usage | None:
         """The last usage seen (some providers send a running one with every chunk)."""
-        return parse_usage(self._usage)
+        if self._counted is not NOTHING:
+            self._usage, self._counted = parse_usage(self._counted), NOTHING
+        return self._usage
 
     def feed(self, data: bytes) -> bytes:
         """See `StreamReader.feed`. Nothing goes on behind `[DONE]` or a failure."""
@@ -283,10 +287,10 @@ class ChatStreamReader:
             hidden.append(len(bodies))
         if not hidden:
             return whole
-        events = split_events(whole)
+        events = whole.split(b"\n\n")
         for number in reversed(hidden):
             del events[number]
-        return b"".join(events)
+        return b"\n\n".join(events)
 
     def _take_each(self, whole: bytes) -> bytes:
         """Events of any form, one by one."""
@@ -361,7 +365,7 @@ class ChatStreamReader:
         """What stands beside the choices: usage, error. True if the event is one that counts, and to be hidden."""
         counted = bytes(body.usage) not in _ABSENT
         if counted:
-            self._usage = body.usage
+            self._counted = body.usage
         if bytes(body.error) not in _ABSENT:
             self.failure = refused(bytes(body.error), None, None)
         return counted and not body.choices and self._hide_usage and self.failure is None
