@@ -190,8 +190,6 @@ class _Call:
         """
         headers = [(name.lower(), value) for name, value in response.headers.raw]
         problem = http1.unusable(response.status_code, headers)
-        if http1.size_of(headers) > http1.MAX_HEAD_BYTES:
-            problem = f"a head of more than {http1.MAX_HEAD_BYTES} bytes"
         if problem is not None:
             raise UpstreamProtocolError(f"{_name(self)} sent {problem}")
         self._receiver.on_head(response.status_code, headers)

@@ -481,15 +481,14 @@ class _Connection(asyncio.Protocol):
         call = self.call
         if call is None:
             return
-        fields = dict(head)
-        plain = b"content-encoding" not in fields and fields.get(b"transfer-encoding", b"chunked") == b"chunked"
-        if plain and self.status == OK and len(fields) == len(head):  # else one of each name is not all there is
-            problem = None
-        else:
-            problem = http1.unusable(self.status, head)
-        if self.dry + read > http1.MAX_HEAD_BYTES and http1.size_of(head) > http1.MAX_HEAD_BYTES:
-            problem = f"a head of more than {http1.MAX_HEAD_BYTES} bytes"
-        if problem is not None:
+        fields = dict(head)  # if names repeat, it is not all there is
+        if (
+            self.status != OK
+            or len(fields) != len(head)
+            or b"content-encoding" in fields
+            or fields.get(b"transfer-encoding", b"chunked") != b"chunked"
+            or self.dry + read > http1.MAX_HEAD_BYTES
+        ) and (problem := http1.unusable(self.status, head)) is not None:
             self.break_off(UpstreamProtocolError(f"{self.pool} sent {problem}"))
             return
         self.until_close = _FRAMING.isdisjoint(fields)
@@ -501,16 +500,18 @@ class _Connection(asyncio.Protocol):
     def _finish(self) -> None:
         """The answer is complete, or bytes came where none were due."""
         call = self._take_call()
-        if call is not None and self.keep and not self.transport.get_write_buffer_size():
+        if call is None:
+            self.pool.idle.pop(self, None)
+            self.transport.abort()
+            return
+        if self.keep and not self.transport.get_write_buffer_size():
             if call.paused:
                 self.transport.resume_reading()
             self.reused = True
             self.pool.release(self)
         else:
-            self.pool.idle.pop(self, None)
             self.transport.abort()
-        if call is not None:
-            call.receiver.on_end()
+        call.receiver.on_end()
 
     def _ended(self, exc: Exception | None) -> None:
         """The connection has ended, perhaps in the middle of an answer."""

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
     from relay.messages import Endpoint, Headers
 
@@ -157,24 +157,21 @@ def encode_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def unusable(status: int, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+def unusable(status: int, headers: Collection[tuple[bytes, bytes]]) -> str | None:
     """What an answer has that cannot be passed on, for "…sent …"; None if it is fine.
 
     The relay asked for identity. A coded body would reach its readers as noise, so it is refused by name.
     """
     if not 200 <= status <= 599:  # noqa: PLR2004
         return f"status {status}, which no final answer has"
+    if sum([len(name) + len(value) + 4 for name, value in headers]) > MAX_HEAD_BYTES:  # with separators and line ends
+        return f"a head of more than {MAX_HEAD_BYTES} bytes"
     for name, value in headers:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             return f"content-encoding {value[:40]!r} where identity was asked for"
         if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
             return f"transfer-encoding {value[:40]!r} where only chunked is known"
     return None
-
-
-def size_of(headers: Collection[tuple[bytes, bytes]]) -> int:
-    """Bytes that these headers take in a head, separators and line ends included."""
-    return sum([len(name) + len(value) + 4 for name, value in headers])
 
 
 # --- both --------------------------------------------------------------------------------------------------

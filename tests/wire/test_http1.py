@@ -167,6 +167,8 @@ def test_no_header_becomes_two(headers):
         (101, [], "101"),
         (600, [], "600"),
         (200, [(b"content-encoding", b"x" * 10_000)], "xxx"),
+        (200, [(b"a", b"x" * (http1.MAX_HEAD_BYTES - 5))], None),
+        (200, [(b"a", b"x" * (http1.MAX_HEAD_BYTES - 4))], "a head of more than"),
     ],
 )
 def test_unusable(status, headers, word):
@@ -178,9 +180,3 @@ def test_unusable(status, headers, word):
         assert problem is not None
         assert word in problem
         assert len(problem) < 200
-
-
-def test_size_of_is_what_the_headers_take():
-    """As many bytes as their lines."""
-    headers = [(b"a", b"1"), (b"content-type", b"text/plain")]
-    assert http1.size_of(headers) == len(http1.encode_headers(headers))
