@@ -45,7 +45,7 @@ from relay.errors import (
     may_retry,
 )
 from relay.explain import explained, sized
-from relay.lessons import account, judge, learn
+from relay.lessons import account, learn
 from relay.messages import Attempt as Planned
 from relay.messages import (
     AttemptRecord,
@@ -594,9 +594,7 @@ class Exchange:
         segment = 1 if self._continuation is None else self._continuation.segment
         record = AttemptRecord(name, provider, code, attempt.status, ttft_s, took_s, trial.hedge, segment)
         self._attempts += (record,)
-        judge(upstream, attempt, failure, now)
-        if upstream.speed is not None:
-            learn(upstream, attempt, failure, self._wants, now)
+        learn(upstream, attempt, failure, self._wants, now)
         route, served = self._route, self._served
         if route is not None and route.hedge is not None:
             price = served.prices[route.name][name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 from relay.attempt import StreamAttempt
 from relay.errors import DeadlineExceeded, Superseded, UpstreamFailure, UpstreamRefused
@@ -17,43 +17,46 @@ if TYPE_CHECKING:
     from relay.upstreams import Upstream
 
 
-def _is_its_fault(failure: RelayError | None) -> TypeGuard[UpstreamFailure]:
-    """Whether the upstream failed; what ran out of the request's own time is not its fault."""
-    return isinstance(failure, UpstreamFailure) and not isinstance(failure, DeadlineExceeded)
+def learn(upstream: Upstream, attempt: Attempt, failure: RelayError | None, wants: Wants | None, now: float) -> None:
+    """What an attempt shows of a model: to its breaker, and, where they matter, of its speed and of what it has read.
 
-
-def judge(upstream: Upstream, attempt: Attempt, failure: RelayError | None, now: float) -> None:
-    """Let the model's breaker know how an attempt went."""
+    What ran out of the request's own time is not the upstream's fault. TTFT was noted at the commit.
+    """
     trial = attempt.trial
-    if _is_its_fault(failure):
-        upstream.fail(failure, now, trial.model.provider.breaker, probe=trial.probe)
+    fault = failure if isinstance(failure, UpstreamFailure) and not isinstance(failure, DeadlineExceeded) else None
+    if fault is not None:
+        upstream.fail(fault, now, trial.model.provider.breaker, probe=trial.probe)
     elif attempt.committed:
         upstream.succeed(probe=trial.probe)
     else:
         upstream.give_up(probe=trial.probe)
-
-
-def learn(upstream: Upstream, attempt: Attempt, failure: RelayError | None, wants: Wants | None, now: float) -> None:
-    """What an attempt shows of a model's speed and of what it has read; its TTFT was noted at the commit."""
-    failed = _is_its_fault(failure)
-    started_at = attempt.trial.started_at
-    if attempt.committed_at is None:
-        if failed:
-            upstream.answered(attempt.head, now)
-        if isinstance(failure, UpstreamRefused) and failure.clients_fault:
-            upstream.refused(started_at)
-        elif failed:
-            upstream.wasted(started_at, now)
-        elif isinstance(attempt, StreamAttempt):
-            upstream.left(started_at, now)
+    if upstream.speed is None:
         return
-    tokens = attempt.usage.completion_tokens if attempt.usage else 0
+    if attempt.committed_at is None:
+        _learn_from_silence(upstream, attempt, fault, now)
+        return
+    usage = attempt.usage
+    tokens = usage.completion_tokens if usage else 0
     if isinstance(attempt, StreamAttempt):
-        upstream.ended(tokens=tokens, output_s=now - attempt.committed_at, truncated=failed, now=now)
+        output_s = now - attempt.committed_at
+        upstream.ended(tokens=tokens, output_s=output_s, truncated=fault is not None, now=now)
     else:
-        upstream.whole(now - started_at, tokens=tokens, now=now)
+        upstream.whole(now - trial.started_at, tokens=tokens, now=now)
     if wants is not None and wants.prefixes:
         upstream.remember(wants.prefixes, now)
+
+
+def _learn_from_silence(upstream: Upstream, attempt: Attempt, fault: UpstreamFailure | None, now: float) -> None:
+    """Of an attempt that ended without any output."""
+    started_at = attempt.trial.started_at
+    if fault is not None:
+        upstream.answered(attempt.head, now)
+    if isinstance(fault, UpstreamRefused) and fault.clients_fault:
+        upstream.refused(started_at)
+    elif fault is not None:
+        upstream.wasted(started_at, now)
+    elif isinstance(attempt, StreamAttempt):
+        upstream.left(started_at, now)
 
 
 def account(
