@@ -82,7 +82,7 @@ class Downstream(Protocol):
         """
 
     def begun(self, attempt: Attempt) -> None:
-        """Its first bytes have been sent: what else is to be done then delays them no more."""
+        """Learn from its beginning. The first bytes have been sent, unless they are all; the end is not known yet."""
 
 
 class Trial(msgspec.Struct, frozen=True, gc=False):
@@ -398,11 +398,11 @@ class StreamAttempt(Attempt):
         self._held.clear()
         self.committed = True
         self._downstream.commit(self, None)
-        if self.reader.done:
-            self._serve(held)
-        elif held:
+        if held and not self.reader.done:
             self._client.write(held)
         self._downstream.begun(self)
+        if self.reader.done:
+            self._serve(held)
 
     def _finish(self) -> None:
         try:
@@ -531,8 +531,8 @@ class AnswerAttempt(Attempt):
     def _deliver(self, body: bytes) -> None:
         self.committed = True
         self._downstream.commit(self, len(body))
-        self._serve(body)
         self._downstream.begun(self)
+        self._serve(body)
 
     def _overdue(self, now: float) -> UpstreamFailure | None:
         """Generation may take its whole time before the head; behind it silence is not normal."""
@@ -593,8 +593,8 @@ class PartAttempt(AnswerAttempt):
             body = self._downstream.dialect.whole_answer(self.so_far(usage), body)
         self._held = b""
         self._downstream.commit(self, len(body))
-        self._client.end(body)
         self._downstream.begun(self)
+        self._client.end(body)
 
     def _deliver(self, body: bytes) -> None:
         if self._before is None and not (self._hold_length and self.finish_reason == "length"):
