@@ -28,11 +28,12 @@ PARTS = 4
 TOOLS = 8
 """Tool definitions kept."""
 
-END_CHARS = 320
-"""Characters kept of each end of a text, at least."""
+END_CHARS = 256
+"""Characters kept of each end of a text, at least. By so many an application is known; the classifier reads fewer."""
 
 _PLAIN_END = 4 * (END_CHARS + 1)  # bytes, in UTF-8; one for the quote
 _ESCAPED_END = 12 * (END_CHARS + 1)  # bytes, each character a pair of \u escapes
+_ESCAPE = 6  # bytes, of half a character at least
 _LOOK_BACK = 64
 _SHORT = 64
 _QUOTE, _BRACKET, _BRACE = b'"[{'
@@ -118,8 +119,8 @@ def gist(turns: Sequence[Turn], fields: Mapping[str, msgspec.Raw]) -> Gist:
 
 def shortened(string: memoryview) -> bytes:
     """A JSON string without its middle: `END_CHARS` of each end are kept or more; what is short stays whole."""
-    ends = bytes(string[:_ESCAPED_END]), bytes(string[-_ESCAPED_END:])
-    size = _ESCAPED_END if any(b"\\u" in end for end in ends) else _PLAIN_END
+    escapes = max(bytes(end).count(b"\\u") for end in (string[:_ESCAPED_END], string[-_ESCAPED_END:]))
+    size = min(_PLAIN_END + _ESCAPE * escapes, _ESCAPED_END)
     if len(string) <= 2 * size + _LOOK_BACK:
         return bytes(string)
     start, end = _between_characters(string, size), _between_characters(string, len(string) - size)
