@@ -510,7 +510,7 @@ class Exchange:
             order = order or served.worth_waiting_for(route, left_out, now)
             # The tier is what an intent wants, and an intent is a guess: candidates below it are the last resort.
             order += tuple(name for name, reason in left_out.items() if reason == "tier")
-        return schedule(order, route.attempts, served.policy.retries), left_out
+        return schedule(order[: route.attempts], route.attempts, served.policy.retries), left_out
 
     def _decide(self, request: ChatRequest, route: Route, chooser: Chooser, now: float) -> tuple[Decision, Wants]:
         wants = self._wants = wants_of(request, route, self.dialect, self.head.fields, self.head.key, self._sizing)

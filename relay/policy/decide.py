@@ -12,7 +12,6 @@ whether a is better than b does not depend on who else stands for choice.
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import filterfalse
 from math import inf, log
 from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
@@ -103,7 +102,7 @@ def schedule(order: tuple[str, ...], attempts: int, retries: Retries) -> tuple[A
     return tuple(planned)
 
 
-_model, _left_out, _over, _score = map(attrgetter, ("model", "left_out", "over", "score"))
+_over, _score = attrgetter("over"), attrgetter("score")
 
 
 class Chooser:
@@ -146,12 +145,13 @@ class Chooser:
         if self._owed < 1.0:
             self._owed += self._explore
         candidates = self._weigh(wants, weights or _NO_WEIGHTS, now, rng)
-        usable = sorted(filterfalse(_left_out, candidates), key=_score)
+        usable = [weighed for weighed in candidates if not weighed.left_out]
         if not usable:
             candidates, usable = self._too_small(candidates)
+        usable.sort(key=_score)
         if self._ceiling_s < inf:
             usable.sort(key=_over)
-        order = list(map(_model, usable))
+        order = [weighed.model for weighed in usable]
         first_by = ("written" if weights is None else "score") if order else ""
         if len(order) > 1:
             if self._shared:
