@@ -59,10 +59,9 @@ def classify(request: Mapping[str, Any]) -> Intent:
     Returns:
         The likeliest of `LABELS`. Of many answers with confidence 0.8, eight in ten are right.
     """
-    known = _weights.keys() & features(request)
-    scores = _scores(known)
-    best = max(scores)
-    return Intent(LABELS[scores.index(best)], round(1 / sum([exp(score - best) for score in scores]), _DIGITS))
+    odds = _odds(_weights.keys() & features(request))
+    best = max(odds)
+    return Intent(LABELS[odds.index(best)], round(best / sum(odds), _DIGITS))
 
 
 def spoken(request: Mapping[str, Any], most: int = 8) -> list[tuple[str, float]]:
@@ -77,8 +76,8 @@ def spoken(request: Mapping[str, Any], most: int = 8) -> list[tuple[str, float]]
         They are pieces of the prompt: show them to nobody but its sender.
     """
     known = _weights.keys() & features(request)
-    scores = _scores(known)
-    label = scores.index(max(scores))
+    odds = _odds(known)
+    label = odds.index(max(odds))
     factor = _factor(known)
     weights = {name: factor * (_lanes(_weights[name])[label] - CENTRE) for name in known}
     loudest = sorted(weights, key=lambda name: (-weights[name], name))[:most]
@@ -86,11 +85,11 @@ def spoken(request: Mapping[str, Any], most: int = 8) -> list[tuple[str, float]]
     return [(shown[name], round(weights[name], _DIGITS)) for name in loudest if weights[name] > 0]
 
 
-def _scores(known: set[str]) -> list[float]:
-    """By label, its log-odds but for a constant."""
-    factor = _factor(known)
+def _odds(known: set[str]) -> list[float]:
+    """By label, how likely it is, but for a factor. No sum of weights is too great for a float."""
+    factor, nothing = _factor(known), CENTRE * len(known)
     lanes = _lanes(sum(map(_weights.__getitem__, known)))
-    return [factor * lane + bias for lane, bias in zip(lanes, BIAS, strict=True)]
+    return [exp(factor * (lane - nothing) + bias) for lane, bias in zip(lanes, BIAS, strict=True)]
 
 
 def _factor(known: set[str]) -> float:
