@@ -322,10 +322,9 @@ class Lengths:
         """
         cell = self._cells.get(place)
         if cell is not None:
-            step = WIDENING_STEP * (1.0 - over / (allowed * WIDENING_TOLERANCE))
-            widening = min(max(cell.widening + step, -MAX_WIDENING), 0.0)
-            if widening != cell.widening:
-                cell.widening = widening
+            if over or cell.widening:
+                step = WIDENING_STEP * (1.0 - over / (allowed * WIDENING_TOLERANCE))
+                cell.widening = min(max(cell.widening + step, -MAX_WIDENING), 0.0)
                 cell.expected.clear()
             cell.judged = cell.judged * _KEPT + 1.0
             cell.over = cell.over * _KEPT + over
@@ -357,13 +356,13 @@ class Lengths:
 
     def _nearest(self, place: Place) -> _Cell:
         """The most particular cell there is, its belief no older than its news allow; the prior's has no name."""
-        for name in place.cells():
-            cell = self._cells.get(name)
-            if cell is not None:
-                if cell.news >= _REFRESH_AT:
-                    self._reflect(cell, place)
-                return cell
-        return self._prior_of(place.kind)
+        cell = self._cells.get(place)
+        if cell is None:
+            known = filter(None, map(self._cells.get, place.cells()))
+            cell = next(known, self._prior_of(place.kind))
+        if cell.news >= _REFRESH_AT:
+            self._reflect(cell, place)
+        return cell
 
     def _prior_of(self, kind: str) -> _Cell:
         return self._prior.get(kind) or self._prior[""]
@@ -465,4 +464,6 @@ def _within(
 
 def _prior_cell(weights: dict[int, float]) -> _Cell:
     sketch = quantiles.of_buckets(weights, RELATIVE_ERROR)
-    return _Cell((), sketch, quantiles.mix([(sketch, 1.0)]))
+    cell = _Cell((), sketch, quantiles.mix([(sketch, 1.0)]))
+    cell.news = 0.0
+    return cell
