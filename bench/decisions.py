@@ -122,12 +122,16 @@ def measure(tokens: int, world: World) -> dict[str, float]:
     wants = wants_of(one, world.route, world.dialect, {}, None, sizing)
     model, usage = world.route.candidates[0], Usage(300, 200)
     budget = sizing.budget(model)
+
+    def learn() -> None:
+        sizing.observe(model, budget, usage, 1.9e9, cut=False)
+
     return {
         "whole decision, cold": cold,
         "whole decision, again": least_us(lambda: world.decide(one)),
         "classify": least_us(lambda: classify(gist)),
         "plan": least_us(lambda: world.chooser.decide(wants, 1.0, world.rng)),
-        "learn from an answer": least_us(lambda: sizing.observe(model, budget, usage, 1.9e9, cut=False)),
+        "learn from an answer": least_us(learn, number=2000, repeat=20),  # most answers teach little, some much
     }
 
 

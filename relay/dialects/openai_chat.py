@@ -30,8 +30,6 @@ from relay.wire.retry_after import retry_after_s
 from relay.wire.splice import read_object, splice
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from relay.dialects.base import SegmentReader, SoFar
     from relay.messages import Continuing, Usage
 
@@ -157,7 +155,7 @@ class OpenAIChat:
             used.add("vision")
         if b'"input_audio"' in parts and _AUDIO_PART.search(parts):
             used.add("audio")
-        if _ends_with_assistant(request.turns):
+        if request.turns and request.turns[-1].role == "assistant":
             used.add("prefill")
         return frozenset(used)
 
@@ -231,7 +229,7 @@ class OpenAIChat:
         for name in filter(fields.__contains__, _NOT_CONTINUED):
             if bytes(fields[name]) not in _NOT_CONTINUED[name]:
                 return False
-        return request.choices == 1 and bool(request.turns) and not _ends_with_assistant(request.turns)
+        return request.choices == 1 and bool(request.turns) and request.turns[-1].role != "assistant"
 
     def answer_text(self, body: bytes) -> str | None:
         """See `relay.dialects.openai_segments`."""
@@ -317,11 +315,6 @@ def _turn(raw: msgspec.Raw) -> Turn:
         return _read_turn(raw)
     except msgspec.ValidationError:
         return Turn()
-
-
-def _ends_with_assistant(turns: Sequence[Turn]) -> bool:
-    """Whether the last message is the beginning of the answer."""
-    return bool(turns) and turns[-1].role == "assistant"
 
 
 def _shaped(request: ChatRequest, shape: Shape, max_tokens_field: str | None) -> dict[str, bytes]:
