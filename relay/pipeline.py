@@ -82,7 +82,7 @@ class Pipeline:
         self._idle: asyncio.Future[None] | None = None
 
     @property
-    def heads(self) -> dict[object, Head]:
+    def heads(self) -> dict[object, Head | None]:
         """Heads of requests that were admitted under this policy; a runtime may remember some, by keys of its own."""
         return self._served.heads
 

@@ -85,7 +85,7 @@ class Served:
             )
             for route in policy.routes
         }
-        self.heads: dict[object, Head] = {}
+        self.heads: dict[object, Head | None] = {}
         self._known_keys: dict[bytes, Key] = {}
 
     def key_for(self, presented: bytes) -> Key | None:

@@ -4,7 +4,7 @@ For a chat request the way is short: llhttp's callbacks collect it, the exchange
 upstream's socket go to the client's socket in one call stack. Everything is decided by the same `Exchange` as behind
 ASGI; this file only translates. Any other request goes to the ASGI application.
 
-Clients send the same head again and again. A request that arrives in one piece, with a head that was admitted before
+Clients send the same head again and again. A request that arrives in one piece, with a head that was admitted twice
 and differs in nothing but the body's length, is not parsed once more: the same bytes mean the same.
 
 uvicorn keeps what it calls a cycle per request: the state it looks at for pipelining, shutdown and disconnects.
@@ -38,7 +38,7 @@ KNOWN_HEAD_BYTES = 4096
 """Largest head that is remembered: SDKs send about one kilobyte."""
 
 KNOWN_HEADS = 1024
-"""Heads remembered, four megabytes at most. When there are more, all are forgotten: cheap, and rarely needed."""
+"""Heads remembered, or that they were seen: four megabytes at most. When there are more, all are forgotten."""
 
 
 class FastLaneClient:
@@ -242,11 +242,20 @@ class FastLane(BoundedProtocol):
     # --- inner steps ---
 
     def _remember(self, known: _Known | None, rest: bytes, head: Head, body: bytes) -> None:
-        """The next request that begins with the same bytes need not be parsed, if what follows them was the body."""
-        if known is not None and rest == body and sum(map(len, known)) <= KNOWN_HEAD_BYTES:
-            if len(self.relay.heads) >= KNOWN_HEADS:
-                self.relay.heads.clear()
-            self.relay.heads[known] = head
+        """The next request that begins with the same bytes need not be parsed, if what follows them was the body.
+
+        Provided that the head came before: clients that number their requests there never send the same one twice.
+        """
+        if known is None or rest != body or sum(map(len, known)) > KNOWN_HEAD_BYTES:
+            return
+        heads, sight = self.relay.heads, hash(known)
+        if sight in heads:
+            del heads[sight]
+            heads[known] = head
+            return
+        if len(heads) >= KNOWN_HEADS:
+            heads.clear()
+        heads[sight] = None
 
     def _to_asgi(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
