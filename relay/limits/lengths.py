@@ -313,7 +313,7 @@ class Lengths:
     def judge(self, place: Place, *, over: bool, allowed: float) -> None:
         """Say whether an answer was longer than what `expect` gave, so that its cell widens or narrows.
 
-        Call it before `observe`, which then takes the answer into account at once.
+        Call it before `observe`, which then lets a young cell take the answer into account at once.
 
         Args:
             place: of the request.
