@@ -94,7 +94,7 @@ def _search(
         old = colon + fields[name]
         if not behind.startswith(old) or key in behind:
             return None
-        body = b"%b%b%b%b%b" % (before, key, colon, value, behind[len(old) :])
+        body = b"".join((before, key, colon, value, behind[len(old) :]))
     for name, new_name in renames.items() if renames else ():
         if name in fields:
             key = b'"%b"' % name.encode()
