@@ -320,4 +320,4 @@ class AgainstAModel(RuleBasedStateMachine):
 def test_any_sequence_of_verbs_agrees_with_a_naive_model(make: Callable[[], Store]) -> None:
     """Grants, refusals and their reasons are those of the model, whatever the order of calls."""
     machine = type("Machine", (AgainstAModel,), {"make": staticmethod(make)})
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=30))

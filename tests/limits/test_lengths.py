@@ -214,7 +214,7 @@ def weights(model: Lengths, now: float = NOW) -> dict[tuple[str, ...], float]:
     answers=st.integers(1, 4000),
     sigma=st.sampled_from([0.0, 0.3, 1.5]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_each_cell_stands_for_as_many_answers_as_came(seed: int, period: int, answers: int, sigma: float) -> None:
     """Whatever share of them is counted, and however many applications take turns, no cell knows more or fewer."""
     model, came = Lengths(ANSWER_LENGTHS), Counter[tuple[str, ...]]()
@@ -242,7 +242,7 @@ def test_answers_that_come_in_turns_are_all_known(period: int) -> None:
 
 
 @given(seed=st.integers(0, 1000), q=st.sampled_from([0.3, 0.5, 0.8, 0.95, 0.99]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_sample_says_what_all_would(seed: int, q: float) -> None:
     """Of six thousand answers a sixth is counted; mean and quantiles are those of all, the high ones most surely."""
     answers = lognormal(6000, median=150, seed=seed)
@@ -275,7 +275,7 @@ def test_few_answers_of_a_place_that_is_well_known_are_counted(monkeypatch: pyte
 
 
 @given(st.integers(0, 1000), st.sampled_from([(200, 50), (50, 200), (400, 300)]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_change_is_followed_as_soon_as_if_all_were_counted(seed: int, medians: tuple[int, int]) -> None:
     """Where answers become longer or shorter, what is expected moves as it does where none is left out.
 
