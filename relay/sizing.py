@@ -12,22 +12,24 @@ from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 from cachetools import LRUCache
 
+from relay.dialects.base import Dialect
 from relay.intent import classify, spoken
 from relay.limits import lengths, prompt_tokens
 from relay.limits.budgets import Request, thinking_tokens
+from relay.limits.experience import Experience
 from relay.limits.lengths import Place
-from relay.messages import Intent, Shape
+from relay.messages import Budget, ChatRequest, Intent, Reasoning, Shape
+from relay.policy.compiled import IntentRules
 from relay.wire.gist import PARTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from relay.dialects.base import Dialect
-    from relay.limits.experience import Experience
-    from relay.messages import Budget, ChatRequest, Usage
-    from relay.policy.compiled import IntentRules, Intents, Model
+    from relay.messages import Usage
+    from relay.policy.compiled import Intents, Model
 
 _MODELS_OWN = {"max_output", "context"}
 """Clamps that make a limit the model's."""
@@ -56,11 +58,13 @@ class Reading(NamedTuple):
 
     Attributes:
         intent: what it seems to be for.
+        label: what the policy has it treated as.
         application: fingerprint of the system prompt.
         prompt_tokens: estimated, before calibration.
     """
 
     intent: Intent
+    label: str
     application: str
     prompt_tokens: float
 
@@ -102,7 +106,20 @@ class Sizer:
             dialect: what its client speaks.
             key: name of the client's key; "" if it sent none.
         """
-        return Sizing(self, request, dialect, self._read(request, dialect), key)
+        reading = self._read(request, dialect)
+        return Sizing(  # by place, see `wants_of`
+            reading.intent,
+            reading.label,
+            self.intents.rules[reading.label],
+            self.experience,
+            request,
+            dialect,
+            key,
+            reading.application,
+            reading.prompt_tokens,
+            dialect.reasoning(request),
+            dialect.extendable(request),
+        )
 
     def _read(self, request: ChatRequest, dialect: Dialect) -> Reading:
         if len(request.body) > REMEMBERED_BYTES:
@@ -112,15 +129,21 @@ class Sizer:
             self._seen[fingerprint % SEEN] = fingerprint
             return self._reading(request, dialect)
         prompt = dialect.prompt(request)
-        known = self._known.get(fingerprint)
-        if known is None or known.prompt != prompt:
-            known = self._known[fingerprint] = _Known(prompt, self._reading(request, dialect))
-        return known.reading
+        try:
+            known, reading = self._known[fingerprint]
+        except KeyError:
+            known = ()
+        if known != prompt:
+            reading = self._reading(request, dialect)
+            self._known[fingerprint] = _Known(prompt, reading)
+        return reading
 
     def _reading(self, request: ChatRequest, dialect: Dialect) -> Reading:
         gist = dialect.gist(request)
+        intent = classify(gist.body)
         return Reading(
-            intent=classify(gist.body),
+            intent=intent,
+            label=self.intents.settled(intent),
             application=self._application(system_text(gist.body)),
             prompt_tokens=prompt_tokens.estimate_escaped(gist.texts, messages=len(request.turns), images=gist.images),
         )
@@ -132,7 +155,7 @@ def _fingerprint(request: ChatRequest) -> int:
     return hash((len(turns), bytes(memoryview(turns[-1].content)[-END_BYTES:]))) if turns else 0
 
 
-class Sizing:
+class Sizing(msgspec.Struct, eq=False):
     """One request's.
 
     Attributes:
@@ -141,34 +164,18 @@ class Sizing:
         rules: of that label.
     """
 
-    __slots__ = (
-        "_application",
-        "_dialect",
-        "_experience",
-        "_extendable",
-        "_granted",
-        "_key",
-        "_prompt_tokens",
-        "_reasoning",
-        "_request",
-        "intent",
-        "label",
-        "rules",
-    )
-
-    def __init__(self, sizer: Sizer, request: ChatRequest, dialect: Dialect, reading: Reading, key: str) -> None:
-        self.intent = reading.intent
-        self.label = sizer.intents.settled(reading.intent)
-        self.rules: IntentRules = sizer.intents.rules[self.label]
-        self._experience = sizer.experience
-        self._request = request
-        self._dialect = dialect
-        self._key = key
-        self._application = reading.application
-        self._prompt_tokens = reading.prompt_tokens
-        self._reasoning = dialect.reasoning(request)
-        self._extendable = dialect.extendable(request)
-        self._granted: dict[str, tuple[Request, Place, Budget]] = {}
+    intent: Intent
+    label: str
+    rules: IntentRules
+    _experience: Experience
+    _request: ChatRequest
+    _dialect: Dialect
+    _key: str
+    _application: str
+    _prompt_tokens: float
+    _reasoning: Reasoning | None
+    _extendable: bool
+    _granted: dict[str, tuple[Request, Place, Budget]] = {}  # by model
 
     def prompt_tokens(self, model: str) -> int:
         """Estimated tokens of the prompt, as the model of that name counts."""
@@ -186,7 +193,7 @@ class Sizing:
 
     def shape(self, model: Model) -> Shape:
         """What to set in the request for that model."""
-        rules, budget = self.rules, self.budget(model)
+        rules, budget = self.rules, self._grant(model)[2]
         effort, thinking = self._effort_for(model), 0
         if effort is not None:
             thinking = thinking_tokens(rules.budget.headroom, effort)
@@ -281,16 +288,16 @@ class Sizing:
 
     def _asked(self, model: Model) -> Request:
         said = self._reasoning
-        return Request(
-            prompt_tokens=self.prompt_tokens(model.name),
-            client_limit=self._request.max_tokens,
-            client_thinking=said.tokens if said else 0,
-            choices=self._request.choices,
-            effort=said.effort if said else self._effort_for(model),
-            reasons=model.reasons,
-            extendable=self._extendable and model.continuation != "none",
-            context=model.context,
-            max_output=model.max_output,
+        return Request(  # by place, see `wants_of`
+            self.prompt_tokens(model.name),
+            self._request.max_tokens,
+            said.tokens if said else 0,
+            self._request.choices,
+            said.effort if said else self._effort_for(model),
+            model.reasons,
+            self._extendable and model.continuation != "none",
+            model.context,
+            model.max_output,
         )
 
     def _effort_for(self, model: Model) -> str | None:
