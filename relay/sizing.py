@@ -72,7 +72,7 @@ class Reading(NamedTuple):
 class _Known(NamedTuple):
     """A prompt, and what was read of it. Others may have its fingerprint, so it is compared byte for byte."""
 
-    prompt: tuple[bytes, ...]
+    prompt: tuple[msgspec.Raw, ...]
     reading: Reading
 
     @property
@@ -135,7 +135,7 @@ class Sizer:
             known = ()
         if known != prompt:
             reading = self._reading(request, dialect)
-            self._known[fingerprint] = _Known(prompt, reading)
+            self._known[fingerprint] = _Known(tuple(raw.copy() for raw in prompt), reading)
         return reading
 
     def _reading(self, request: ChatRequest, dialect: Dialect) -> Reading:

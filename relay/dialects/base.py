@@ -145,8 +145,8 @@ class Dialect(Protocol):
     def prefixes(self, request: ChatRequest) -> tuple[tuple[bytes, int], ...]:
         """Fingerprints and tokens of the prompt's beginnings, see `relay.wire.prefixes`."""
 
-    def prompt(self, request: ChatRequest) -> tuple[bytes, ...]:
-        """All of a request that `gist` reads, as it came."""
+    def prompt(self, request: ChatRequest) -> tuple[msgspec.Raw, ...]:
+        """All of a request that `gist` reads, as it came: views of its body."""
 
     def gist(self, request: ChatRequest) -> Gist:
         """What tells what a request is after, and the texts that a model reads."""

@@ -23,7 +23,7 @@ from relay.dialects.openai_segments import (
     whole_answer,
 )
 from relay.errors import InvalidRequest, RelayError, UpstreamProtocolError, UpstreamRefused
-from relay.messages import ChatRequest, Headers, Reasoning, Shape, Turn
+from relay.messages import ABSENT, ChatRequest, Headers, Reasoning, Shape, Turn
 from relay.wire.gist import Gist, gist
 from relay.wire.prefixes import prefixes
 from relay.wire.retry_after import retry_after_s
@@ -163,10 +163,10 @@ class OpenAIChat:
         """Of the messages, behind the tools: in this order providers read and cache them."""
         return prefixes(memoryview(request.fields["messages"]), memoryview(request.fields.get("tools", b"")))
 
-    def prompt(self, request: ChatRequest) -> tuple[bytes, ...]:
+    def prompt(self, request: ChatRequest) -> tuple[msgspec.Raw, ...]:
         """Messages, tools and response format."""
         fields = request.fields
-        return tuple([bytes(fields[name]) if name in fields else b"" for name in _PROMPT_FIELDS])
+        return tuple([fields.get(name, ABSENT) for name in _PROMPT_FIELDS])
 
     def gist(self, request: ChatRequest) -> Gist:
         """See `relay.wire.gist`."""
