@@ -7,7 +7,6 @@ what went wrong.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,7 +29,7 @@ from relay.messages import Budget
 from relay.policy.compiled import Model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
 
     from relay.client import Client
     from relay.dialects.base import Answer, Dialect, SegmentReader, SoFar, StreamReader
@@ -105,32 +104,6 @@ class Trial(msgspec.Struct, frozen=True, gc=False):
     budget: Budget | None = None
 
 
-class Ended(asyncio.Future["RelayError | None"]):
-    """How an attempt ended: None if the answer was served, else what went wrong.
-
-    Attributes:
-        waiter: called when it is known, beside those that wait for the future; None if nobody wants to be called.
-    """
-
-    waiter: Callable[[], None] | None = None
-
-    def resolve(self, failure: RelayError | None, *, at_once: bool = False) -> None:
-        """It is known.
-
-        Args:
-            failure: what went wrong; None if nothing did.
-            at_once: call the waiter now instead of in the event loop's next turn: nobody else is in the middle of
-                anything with this attempt.
-        """
-        self.set_result(failure)
-        if self.waiter is None:
-            return
-        if at_once:
-            self.waiter()
-        else:
-            self.get_loop().call_soon(self.waiter)
-
-
 class Attempt:
     """What a stream and a whole answer have in common.
 
@@ -163,7 +136,7 @@ class Attempt:
         "trial",
     )
 
-    def __init__(self, downstream: Downstream, trial: Trial, ended: Ended) -> None:
+    def __init__(self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None]) -> None:
         self.trial = trial
         self.ended = ended
         self.status: int | None = None
@@ -233,7 +206,7 @@ class Attempt:
         """End it here, whatever the upstream still sends. Does nothing if it has ended."""
         if self.ended.done():
             return
-        self.ended.resolve(error)
+        self.ended.set_result(error)
         self.cancel()
 
     def cancel(self) -> None:
@@ -327,7 +300,7 @@ class Attempt:
     def _serve(self, last: bytes) -> None:
         """The answer is complete: send its last bytes."""
         self._client.end(last)
-        self.ended.resolve(None, at_once=self.call is None)
+        self.ended.set_result(None)
 
 
 class StreamAttempt(Attempt):
@@ -339,7 +312,9 @@ class StreamAttempt(Attempt):
 
     __slots__ = ("_held", "reader")
 
-    def __init__(self, downstream: Downstream, trial: Trial, ended: Ended, reader: StreamReader) -> None:
+    def __init__(
+        self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None], reader: StreamReader
+    ) -> None:
         super().__init__(downstream, trial, ended)
         self.reader = reader
         self._held: list[bytes] = []
@@ -472,7 +447,7 @@ class SegmentAttempt(StreamAttempt):
             return
         if last:
             self._client.write(last)
-        self.ended.resolve(None)
+        self.ended.set_result(None)
 
 
 class AnswerAttempt(Attempt):
@@ -484,7 +459,7 @@ class AnswerAttempt(Attempt):
 
     __slots__ = ("_parts", "_size", "answer")
 
-    def __init__(self, downstream: Downstream, trial: Trial, ended: Ended) -> None:
+    def __init__(self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None]) -> None:
         super().__init__(downstream, trial, ended)
         self.answer: Answer | None = None
         self._parts: list[bytes] = []
@@ -557,7 +532,7 @@ class PartAttempt(AnswerAttempt):
         self,
         downstream: Downstream,
         trial: Trial,
-        ended: Ended,
+        ended: asyncio.Future[RelayError | None],
         before: SoFar | None,
         *,
         hold_length: bool,
@@ -602,4 +577,4 @@ class PartAttempt(AnswerAttempt):
             return
         self._held = body
         self.committed = True
-        self.ended.resolve(None)
+        self.ended.set_result(None)

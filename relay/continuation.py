@@ -17,7 +17,9 @@ from relay.errors import RelayError, UpstreamFailure, may_retry
 from relay.messages import Shape
 
 if TYPE_CHECKING:
-    from relay.attempt import Downstream, Ended, Trial
+    import asyncio
+
+    from relay.attempt import Downstream, Trial
     from relay.dialects.base import Dialect, SoFar
     from relay.messages import Budget, ChatRequest, Usage
     from relay.policy.compiled import Model
@@ -80,7 +82,7 @@ class Continuation:
         self,
         downstream: Downstream,
         trial: Trial,
-        ended: Ended,
+        ended: asyncio.Future[RelayError | None],
         *,
         hide_usage: bool,
     ) -> SegmentAttempt | PartAttempt:

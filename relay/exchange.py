@@ -6,8 +6,8 @@ request is read, a route found, limits reserved; one candidate after the other i
 whatever happens, what was used is settled and the end is written down.
 
 The story is a coroutine that sleeps while bytes flow: they go from the transport through the attempt to the client by
-plain calls. No task need run it: whoever ends its wait goes on with it, so that an answer's last byte and all that is
-done behind it cost no turn of the event loop.
+plain calls. No task need run it. What is done behind an answer's last byte is done in the event loop's next turn, when
+that byte is on its way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from relay.attempt import (
     OK,
     AnswerAttempt,
     Attempt,
-    Ended,
     PartAttempt,
     SegmentAttempt,
     StreamAttempt,
@@ -256,7 +255,7 @@ class Exchange:
                 self._close(error, usage)
 
     def start(self, body: bytes) -> None:
-        """As `run`, without a task: its first steps now, and the rest, as a rule, in the call that ends the answer."""
+        """As `run`, without a task: its first steps now, the others each in the event loop's turn behind a wait."""
         self._story = self.run(body)
         self._step()
 
@@ -266,12 +265,10 @@ class Exchange:
             awaited = self._story.send(None)
         except StopIteration:
             return
-        if isinstance(awaited, Ended):
-            awaited.waiter = self._step
-        elif awaited is not None:
-            awaited.add_done_callback(self._step)
-        else:  # it only lets others go first
+        if awaited is None:  # it only lets others go first
             asyncio.get_running_loop().call_soon(self._step)
+        else:
+            awaited.add_done_callback(self._step)
 
     def pause(self) -> None:
         """The client takes no more for now."""
@@ -531,7 +528,7 @@ class Exchange:
         upstream = self._served.upstreams[model.name]
         self._begun += 1
         trial = Trial(model, self._begun, upstream.start(now, tokens), now, hedge, budget)
-        ended = Ended()
+        ended: asyncio.Future[RelayError | None] = asyncio.get_running_loop().create_future()
         hide_usage = provider.ask_usage and not request.wants_usage
         attempt: Attempt
         if continuation is not None:
