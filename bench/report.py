@@ -127,7 +127,8 @@ class Target:
 def _ratio(figure: str, server: str = "relay") -> Callable[[Results], float | None]:
     def read(results: Results) -> float | None:
         mine, nginx = results.median(figure, server), results.median(figure, "nginx")
-        return mine / nginx if mine is not None and nginx else None
+        # What is added to nothing is no multiple of it: nginx's percentiles may lie below those without any server.
+        return mine / nginx if mine is not None and nginx is not None and nginx > 0 else None
 
     return read
 

@@ -46,8 +46,8 @@ REMEMBERED_BYTES = 32 * 1024
 SEEN = 4096
 """Prompts that came lately, of which no more is kept than a hash; what is remembered has come twice."""
 
-END_BYTES = 256
-"""Of the last message: what nearly always tells a prompt from another."""
+END_BYTES = 128
+"""Of either end of the last message: with its length they nearly always tell a prompt from another."""
 
 MAX_APPLICATIONS = 512
 """System prompts that are remembered; of each some kilobytes at most."""
@@ -150,9 +150,12 @@ class Sizer:
 
 
 def _fingerprint(request: ChatRequest) -> int:
-    """Of how a prompt ends: what tells it from nearly all others, however long it is."""
+    """Of a prompt's last message, however long it is: templates begin alike or end alike, few do both."""
     turns = request.turns
-    return hash((len(turns), bytes(memoryview(turns[-1].content)[-END_BYTES:]))) if turns else 0
+    if not turns:
+        return 0
+    last = memoryview(turns[-1].content)
+    return hash((len(turns), len(last), bytes(last[:END_BYTES]), bytes(last[-END_BYTES:])))
 
 
 class Sizing(msgspec.Struct, eq=False):

@@ -80,6 +80,13 @@ def test_targets_say_what_is_reached(cpu_us, verdict):
     assert line.rstrip(" │").endswith(verdict)
 
 
+def test_nothing_is_no_multiple_of_less_than_nothing():
+    """Where nginx seems to add less than nothing there is no ratio, and so no verdict."""
+    found = results([{"direct": (0, 5000), "nginx": (1, 4900), "relay": (2, 5300)}])
+    assert found.median("ttft-16-p50", "nginx") == -100
+    assert not [line for line in printed(report.targets_grid(found).for_terminal()) if "16 paced" in line]
+
+
 def test_peers_are_compared():
     """With peers in the run there is a line for each one that Relay must beat."""
     found = results([{"nginx": (10, 0), "relay": (50, 0), "litellm": (9000, 0), "vllm-router": (40, 0)}])
