@@ -95,6 +95,7 @@ class Race:
             queue.pop(0)
             self.rival = self._runner.begin(rival, hedge=True)
             second.append(asyncio.ensure_future(self._runner.outcome(self.rival)))
+            second[0].add_done_callback(self._release_pending)
 
         timer = self._clock.call_later(self._patience_s(usual), start_second)
         try:
@@ -106,11 +107,12 @@ class Race:
             timer.cancel()
         if not second:
             return failure
-        if failure is not None and not first.committed and self.rival is not None:
-            self._runner.lead(self.rival)  # it runs on alone
-            self.rival = None
+        if not first.committed:
+            self._release_pending()
+            if failure is not None and self.rival is not None:
+                self._runner.lead(self.rival)  # it runs on alone
+                self.rival = None
         ended_by = await second[0]
-        self._release_pending()
         return failure if first.committed else ended_by
 
     def commit(self, winner: Attempt) -> None:
@@ -121,7 +123,6 @@ class Race:
                 self._ledger.waited(too_long=False)
             return
         self.rival = None
-        self._release_pending()
         if not loser.ended.done():
             loser.fail(Superseded("Another attempt had its first output earlier."))
 
@@ -130,7 +131,6 @@ class Race:
         self._stopped = True
         if self.rival is not None:
             self.rival.fail(error)
-            self._release_pending()
 
     def _patience_s(self, usual: Model) -> float:
         """How long the first may take."""
@@ -160,7 +160,7 @@ class Race:
         ledger.pending += usd
         return rival
 
-    def _release_pending(self) -> None:
-        """What the duplicate really cost is known."""
+    def _release_pending(self, _: object = None) -> None:
+        """What the duplicate really cost is known, and in the ledger."""
         self._ledger.pending -= self._pending_usd
         self._pending_usd = 0.0
