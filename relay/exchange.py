@@ -19,16 +19,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from relay.admission import check_head, find_route, read_request
-from relay.attempt import (
-    NO_HEADERS,
-    OK,
-    AnswerAttempt,
-    Attempt,
-    PartAttempt,
-    SegmentAttempt,
-    StreamAttempt,
-    Trial,
-)
+from relay.attempt import NO_HEADERS, OK, AnswerAttempt, Attempt, PartAttempt, SegmentAttempt, StreamAttempt, Trial
 from relay.continuation import Continuation
 from relay.dialects import DIALECTS
 from relay.errors import (

@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from relay.errors import ClientGone, Superseded
+from relay.upstreams import duplicate_usd
 
 if TYPE_CHECKING:
     from relay.attempt import Attempt
@@ -150,11 +151,10 @@ class Race:
             return None
         rival = self._served.policy.models[queue[0].model]
         now = self._clock.now()
-        upstream = self._served.upstreams[rival.name]
-        if upstream.strained or upstream.refuses(self._wants.prompt_tokens + self._wants.output_tokens, now):
-            return None
-        usd = max(self._prices[model.name].of(self._wants.prompt_tokens, 0) for model in (first.trial.model, rival))
-        if not ledger.allows(usd, hedge.max_extra_cost, now, after=hedge.after):
+        prices = [self._prices[model.name] for model in (first.trial.model, rival)]
+        wants, upstream = self._wants, self._served.upstreams[rival.name]
+        usd = duplicate_usd(hedge, ledger, upstream, prices, wants.prompt_tokens, wants.output_tokens, now)
+        if usd is None:
             return None
         self._pending_usd = usd
         ledger.pending += usd

@@ -34,7 +34,7 @@ from relay.errors import UpstreamRefused as Refused
 from relay.limits.hedging import Ledger
 from relay.messages import Outcome, Wants
 from relay.policy.decide import Chooser
-from relay.upstreams import Upstream
+from relay.upstreams import Upstream, duplicate_usd
 from relay.wants import USUAL_ANSWER_TOKENS
 
 if TYPE_CHECKING:
@@ -433,11 +433,12 @@ class _Replay:
     def _may_hedge(self, route: Route, first: str, second: str, wants: Wants, now: float) -> bool:
         ledger, prices = self._ledgers[route.name], self._prices[route.name]
         ledger.waited(too_long=True)
-        standing, tokens = self._standings[second], wants.prompt_tokens + wants.output_tokens
-        if route.hedge is None or standing.strained or standing.refuses(tokens, now):
-            return False
-        usd = max(prices[name].of(wants.prompt_tokens, 0.0) for name in (first, second))
-        return ledger.allows(usd, route.hedge.max_extra_cost, now, after=route.hedge.after)
+        standing, both = self._standings[second], (prices[first], prices[second])
+        return (
+            route.hedge is not None
+            and duplicate_usd(route.hedge, ledger, standing, both, wants.prompt_tokens, wants.output_tokens, now)
+            is not None
+        )
 
     # --- money ---
 

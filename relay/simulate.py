@@ -23,7 +23,7 @@ from relay.limits.hedging import Ledger
 from relay.messages import AttemptRecord, Wants
 from relay.policy.compiled import Breaker, Price
 from relay.policy.decide import Chooser
-from relay.upstreams import Upstream
+from relay.upstreams import Upstream, duplicate_usd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -357,12 +357,13 @@ class Relay(Silent):
     def may_hedge(self, arrival: Arrival, first: str, second: str, now: float) -> bool:
         """As the exchange does it."""
         self._ledger.waited(too_long=True)
-        standing = self._standings[second]
-        hedge = self._route.hedge
-        if hedge is None or standing.strained or standing.refuses(arrival.prompt_tokens, now):
-            return False
-        usd = max(self._world.prices[name].of(arrival.prompt_tokens, 0) for name in (first, second))
-        return self._ledger.allows(usd, hedge.max_extra_cost, now, after=hedge.after)
+        hedge, standing = self._route.hedge, self._standings[second]
+        both = (self._world.prices[first], self._world.prices[second])
+        return (
+            hedge is not None
+            and duplicate_usd(hedge, self._ledger, standing, both, arrival.prompt_tokens, arrival.output_tokens, now)
+            is not None
+        )
 
     def started(self, name: str, now: float) -> None:
         """Breaker, rate limits, waits."""

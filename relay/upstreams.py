@@ -16,10 +16,11 @@ from relay.policy.decide import Outlook
 from relay.wire.rate_limits import rooms
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from relay.limits.hedging import Ledger
     from relay.messages import Headers
-    from relay.policy.compiled import Breaker
+    from relay.policy.compiled import Breaker, Hedge, Price
 
 MAX_LEFT_ALONE_S = 60.0
 """Longest time that a Retry-After, or a limit said to be used up, keeps all requests away from a model; a mistaken
@@ -275,6 +276,32 @@ class Upstream:
         if self.speed is not None:
             self.speed = Speed.restore(snapshot)
             self._holds_until = -inf
+
+
+def duplicate_usd(
+    hedge: Hedge,
+    ledger: Ledger,
+    second: Upstream,
+    prices: Iterable[Price],
+    prompt_tokens: float,
+    output_tokens: float,
+    now: float,
+) -> float | None:
+    """What a request may cost for being sent twice, USD; None if it must not be.
+
+    Args:
+        hedge: what the route allows.
+        ledger: of the route.
+        second: who would be sent it too.
+        prices: of both who would then have it; either may be the one that is cancelled.
+        prompt_tokens: of the request.
+        output_tokens: expected.
+        now: seconds on the clock of ledger and upstream.
+    """
+    if second.strained or second.refuses(prompt_tokens + output_tokens, now):
+        return None
+    usd = max(price.of(prompt_tokens, 0.0) for price in prices)
+    return usd if ledger.allows(usd, hedge.max_extra_cost, now, after=hedge.after) else None
 
 
 def outlook(speed: Speed) -> Outlook:

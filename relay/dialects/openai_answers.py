@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import msgspec
 
 from relay.errors import MAX_FOREIGN_TEXT, UpstreamFailure, UpstreamProtocolError, UpstreamRefused, UpstreamTruncated
-from relay.messages import Usage
+from relay.messages import ABSENT, Usage
 from relay.wire.sse import EventFramer, event_data, split_events
 
 if TYPE_CHECKING:
@@ -73,16 +73,15 @@ class Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
 
 
-NOTHING = msgspec.Raw()
-_ABSENT = {b"", b"null"}
+_UNSAID = {b"", b"null"}
 
 
 class Body(msgspec.Struct, gc=False):
     """A chunk or an answer: one shape serves both. Usage and error are read apart, so that odd ones spoil nothing."""
 
     choices: list[Choice] | None = None
-    usage: msgspec.Raw = NOTHING
-    error: msgspec.Raw = NOTHING
+    usage: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
 
 
 class PlainDelta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -122,8 +121,8 @@ class PlainBody(msgspec.Struct, gc=False):
     """As `Body`, of a chunk."""
 
     choices: list[PlainChoice] | None = None
-    usage: msgspec.Raw = NOTHING
-    error: msgspec.Raw = NOTHING
+    usage: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
 
 
 class _PromptDetails(msgspec.Struct, gc=False):
@@ -146,7 +145,7 @@ AnyBody = Body | PlainBody
 
 read_body = msgspec.json.Decoder(Body).decode
 read_bodies = msgspec.json.Decoder(list[Body]).decode
-_read_text = msgspec.json.Decoder(str).decode
+read_text = msgspec.json.Decoder(str).decode
 read_plain_body = msgspec.json.Decoder(PlainBody).decode
 read_plain_bodies = msgspec.json.Decoder(list[PlainBody]).decode
 _read_usage = msgspec.json.Decoder(_Usage | None).decode
@@ -192,7 +191,7 @@ class ChatStreamReader:
         self._known = _NO_TEXT
         self._misses = 0  # times that it was tried to learn that, since an event was known by it
         self._ended: frozenset[int] = frozenset()
-        self._counted = NOTHING  # the last usage, until somebody asks for it
+        self._counted = ABSENT  # the last usage, until somebody asks for it
         self._usage: Usage | None = None
         self.done = False
         self.finished = False
@@ -204,8 +203,8 @@ class ChatStreamReader:
     @property
     def usage(self) -> Usage | None:
         """The last usage seen (some providers send a running one with every chunk)."""
-        if self._counted is not NOTHING:
-            self._usage, self._counted = parse_usage(self._counted), NOTHING
+        if self._counted is not ABSENT:
+            self._usage, self._counted = parse_usage(self._counted), ABSENT
         return self._usage
 
     def feed(self, data: bytes) -> bytes:
@@ -213,7 +212,7 @@ class ChatStreamReader:
         before, after, place = self._known
         if data.startswith(before) and data.endswith(after):
             try:
-                text = _read_text(data[place])
+                text = read_text(data[place])
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return self._read_on(data)
             self._misses = 0
@@ -340,7 +339,7 @@ class ChatStreamReader:
         hidden: list[int] = []
         said, chars = self._said, 0
         for number, body in enumerate(bodies):
-            if body.usage is not NOTHING or body.error is not NOTHING:
+            if body.usage is not ABSENT or body.error is not ABSENT:
                 if self._take_count(body):
                     hidden.append(number)
                 if self.failure is not None:
@@ -363,10 +362,10 @@ class ChatStreamReader:
 
     def _take_count(self, body: AnyBody) -> bool:
         """What stands beside the choices: usage, error. True if the event is one that counts, and to be hidden."""
-        counted = bytes(body.usage) not in _ABSENT
+        counted = bytes(body.usage) not in _UNSAID
         if counted:
             self._counted = body.usage
-        if bytes(body.error) not in _ABSENT:
+        if bytes(body.error) not in _UNSAID:
             self.failure = refused(bytes(body.error), None, None)
         return counted and not body.choices and self._hide_usage and self.failure is None
 
@@ -392,7 +391,7 @@ def _around_text(event: bytes) -> _Around | None:
         [choice] = body.choices or []
         delta = choice.delta or PlainDelta()
         before, _, after = event.partition(msgspec.json.encode(delta.content)[1:-1])
-        tells_more = choice.finish_reason or delta.reasoning_size() or {*map(bytes, (body.usage, body.error))} - _ABSENT
+        tells_more = choice.finish_reason or delta.reasoning_size() or {*map(bytes, (body.usage, body.error))} - _UNSAID
         if not delta.content or tells_more:
             return None
         delta.content = ""
@@ -405,7 +404,7 @@ def _around_text(event: bytes) -> _Around | None:
 
 def parse_usage(raw: msgspec.Raw) -> Usage | None:
     """Read a `usage` object; None if it is absent, null or not one."""
-    if raw is NOTHING:
+    if raw is ABSENT:
         return None
     try:
         usage = _read_usage(raw)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from relay.dialects.base import Answer
-from relay.dialects.openai_answers import NOTHING, ChatStreamReader, Choice, parse_usage, read_body, refused
+from relay.dialects.openai_answers import ChatStreamReader, Choice, parse_usage, read_body, refused
 from relay.dialects.openai_segments import (
     FirstSegment,
     LaterSegment,
@@ -24,7 +24,7 @@ from relay.dialects.openai_segments import (
 )
 from relay.errors import InvalidRequest, RelayError, UpstreamProtocolError, UpstreamRefused
 from relay.messages import ABSENT, ChatRequest, Headers, Reasoning, Shape, Turn
-from relay.wire.gist import Gist, gist
+from relay.wire.gist import BRACKET, Gist, begins, gist
 from relay.wire.prefixes import prefixes
 from relay.wire.retry_after import retry_after_s
 from relay.wire.splice import read_object, splice
@@ -150,7 +150,7 @@ class OpenAIChat:
             used.add("json_schema")
         if b'"audio"' in bytes(fields.get("modalities", b"")):
             used.add("audio")
-        parts = b"".join([turn.content for turn in request.turns if memoryview(turn.content)[:1].tobytes() == b"["])
+        parts = b"".join([turn.content for turn in request.turns if begins(BRACKET, turn.content)])
         if b'"image_url"' in parts and _IMAGE_PART.search(parts):
             used.add("vision")
         if b'"input_audio"' in parts and _AUDIO_PART.search(parts):
@@ -264,7 +264,7 @@ class OpenAIChat:
             return Answer(finish_reason=None, usage=None, output_chars=len(body))
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             raise UpstreamProtocolError("The upstream's answer is not JSON.") from None
-        if answer.error is not NOTHING and bytes(answer.error) != b"null":
+        if answer.error is not ABSENT and bytes(answer.error) != b"null":
             raise refused(bytes(answer.error), None, None)
         usage, choices = parse_usage(answer.usage), answer.choices or [Choice()]
         output_chars = reasoning_chars = 0

@@ -19,6 +19,7 @@ from relay.dialects.openai_answers import (
     read_body,
     read_plain_bodies,
     read_plain_body,
+    read_text,
 )
 from relay.errors import UpstreamRefused
 from relay.wire.seam import Seam, anchor
@@ -46,7 +47,6 @@ _EMPTY = (b"null", b'""', b"[]", b"{}")
 _NULL = msgspec.Raw(b"null")
 
 _read_choices = msgspec.json.Decoder(list[Fields]).decode
-_read_text = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.encode
 
 
@@ -352,7 +352,7 @@ def _content(delta: Fields) -> str | None:
     if bytes(raw) in _EMPTY:
         return ""
     try:
-        return _read_text(raw)
+        return read_text(raw)
     except msgspec.ValidationError:
         return None
 

@@ -36,7 +36,9 @@ _ESCAPED_END = 12 * (END_CHARS + 1)  # bytes, each character a pair of \u escape
 _ESCAPE = 6  # bytes, of half a character at least
 _LOOK_BACK = 64
 _SHORT = 64
-_QUOTE, _BRACKET, _BRACE = b'"[{'
+_QUOTE, BRACKET, _BRACE = b'"[{'
+"""By which JSON's strings, lists and objects begin, see `begins`."""
+
 _NOTHING = (b"null", b"false", b"0", b'""', b"{}")
 _IMAGE = msgspec.Raw(b'"image_url"')
 
@@ -95,9 +97,9 @@ def gist(turns: Sequence[Turn], fields: Mapping[str, msgspec.Raw]) -> Gist:
     texts, images = [], 0
     for place, turn in enumerate(turns):
         view = memoryview(turn.content)
-        begins = view[0] if view else 0
-        parts = _parts(turn.content) if begins == _BRACKET else []
-        if begins == _QUOTE:
+        kind = view[0] if view else 0
+        parts = _parts(turn.content) if kind == BRACKET else []
+        if kind == _QUOTE:
             texts.append(view[1:-1])
         for part in parts:
             texts.append(memoryview(part.text)[1:-1])
@@ -158,25 +160,25 @@ def _parts(content: msgspec.Raw) -> list[_Part]:
 
 def _part(raw: msgspec.Raw) -> _Part:
     """One of a list in which not all are objects."""
-    if _is(_BRACE, raw):
+    if begins(_BRACE, raw):
         return _read_part(raw)
-    return _Part(text=raw) if _is(_QUOTE, raw) else _Part()
+    return _Part(text=raw) if begins(_QUOTE, raw) else _Part()
 
 
 def _tools(tools: msgspec.Raw) -> list[Any] | bool:
     """The first of a list of tools; for what is none, whether anything is there."""
-    if not _is(_BRACKET, tools):
+    if not begins(BRACKET, tools):
         return bytes(tools) not in _NOTHING
     return [_tool(raw) for raw in _read_list(tools)[:TOOLS]]
 
 
 def _tool(raw: msgspec.Raw) -> dict[str, Any] | None:
-    if not _is(_BRACE, raw):
+    if not begins(_BRACE, raw):
         return None
     tool = _read_tool(raw)
     if tool.function is ABSENT:
         return _described(tool)
-    return {"function": _described(_read_function(tool.function)) if _is(_BRACE, tool.function) else None}
+    return {"function": _described(_read_function(tool.function)) if begins(_BRACE, tool.function) else None}
 
 
 def _described(function: _Function) -> dict[str, Any]:
@@ -184,7 +186,7 @@ def _described(function: _Function) -> dict[str, Any]:
 
 
 def _response_format(value: msgspec.Raw) -> dict[str, Any] | None:
-    return {"type": _text(memoryview(_read_format(value).type))} if _is(_BRACE, value) else None
+    return {"type": _text(memoryview(_read_format(value).type))} if begins(_BRACE, value) else None
 
 
 def _text(view: memoryview) -> str | None:
@@ -197,7 +199,7 @@ def _text(view: memoryview) -> str | None:
         return None
 
 
-def _is(kind: int, raw: msgspec.Raw) -> bool:
+def begins(kind: int, raw: msgspec.Raw) -> bool:
     """Whether JSON begins with that byte."""
     view = memoryview(raw)
     return bool(view) and view[0] == kind
