@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from relay.client import Client
     from relay.dialects.base import Answer, Dialect, SegmentReader, SoFar, StreamReader
-    from relay.messages import Headers, Usage
+    from relay.messages import Headers, UpstreamRequest, Usage
     from relay.transports.base import Call
 
 MAX_ERROR_BYTES = 64 * 1024
@@ -115,6 +115,7 @@ class Attempt:
         committed: the client has been sent some of it.
         committed_at: when that was; set by the exchange.
         client_told: the client has already been sent the error that ended it.
+        request: what is to be sent; None once it was.
         call: at the transport; None before it was sent, and once the transport has said its last word.
     """
 
@@ -132,6 +133,7 @@ class Attempt:
         "committed_at",
         "ended",
         "head",
+        "request",
         "status",
         "trial",
     )
@@ -143,6 +145,7 @@ class Attempt:
         self.committed = False
         self.committed_at: float | None = None
         self.client_told = False
+        self.request: UpstreamRequest | None = None
         self.call: Call | None = None
         self._downstream = downstream
         self._client = downstream.client

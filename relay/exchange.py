@@ -6,8 +6,8 @@ request is read, a route found, limits reserved; one candidate after the other i
 whatever happens, what was used is settled and the end is written down.
 
 The story is a coroutine that sleeps while bytes flow: they go from the transport through the attempt to the client by
-plain calls. No task need run it. What is done behind an answer's last byte is done in the event loop's next turn, when
-that byte is on its way.
+plain calls. No task need run it: requests that come together go together from stage to stage (`relay.stages`). What is
+done behind an answer's last byte is done in the event loop's next turn, when that byte is on its way.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ from relay.policy.decide import Chooser, schedule
 from relay.race import Race
 from relay.reservation import Reservation
 from relay.sizing import described
+from relay.stages import NEXT_STAGE
 from relay.upstreams import PASSING
 from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from relay.client import Client
     from relay.dialects.base import Dialect
@@ -125,7 +126,6 @@ class Exchange:
         "_sizing",
         "_sleeping",
         "_status",
-        "_story",
         "_wall",
         "_wants",
         "client",
@@ -164,7 +164,6 @@ class Exchange:
         self._ending: RelayError | None = None  # why it is to end, if it is not for an upstream's sake
         self._sleeping: asyncio.Future[None] | None = None
         self._reservation: Reservation | None = None  # where the key has limits
-        self._story: Coroutine[Any, None, None]  # under way, if no task runs it
 
     # --- what the runtime tells ---
 
@@ -222,10 +221,15 @@ class Exchange:
         self._running = True
         error: RelayError | None = None
         try:
-            request, route, planned, left_out = self._read(body)
+            request, route = self._read(body)
+            await NEXT_STAGE
+            self._sizing = self._size(request)
+            await NEXT_STAGE
+            planned, left_out = self._plan(request, route, self._pipeline.clock.now())
             if self._reservation is not None:
                 await self._reservation.take(self._tokens_for(request, route, planned))
-                self._check_ending()
+            await NEXT_STAGE
+            self._check_ending()
             await self._try_candidates(request, route, planned, left_out)
         except RelayError as caught:
             error = caught
@@ -246,20 +250,8 @@ class Exchange:
                 self._close(error, usage)
 
     def start(self, body: bytes) -> None:
-        """As `run`, without a task: its first steps now, the others each in the event loop's turn behind a wait."""
-        self._story = self.run(body)
-        self._step()
-
-    def _step(self, _: object = None) -> None:
-        """Go on up to the next wait."""
-        try:
-            awaited = self._story.send(None)
-        except StopIteration:
-            return
-        if awaited is None:  # it only lets others go first
-            asyncio.get_running_loop().call_soon(self._step)
-        else:
-            awaited.add_done_callback(self._step)
+        """As `run`, without a task, and together with other requests that start now; see `relay.stages`."""
+        self._pipeline.stages.start(self.run(body))
 
     def pause(self) -> None:
         """The client takes no more for now."""
@@ -322,16 +314,14 @@ class Exchange:
 
     # --- the story ---
 
-    def _read(self, body: bytes) -> tuple[ChatRequest, Route, Sequence[Planned], Mapping[str, str]]:
-        """What is asked, where it goes, whom to try there, and who is left out and why."""
+    def _read(self, body: bytes) -> tuple[ChatRequest, Route]:
+        """What is asked, and where it goes."""
         policy, pipeline, key = self._served.policy, self._pipeline, self.head.key
         request = self._request = read_request(body, self.dialect, policy.requests)
         route = self._route = find_route(request, self.head, policy)
-        self._sizing = self._size(request)
-        planned, left_out = self._plan(request, route, pipeline.clock.now())
         if key is not None and key.limits != _NO_LIMITS:
             self._reservation = Reservation(key, pipeline.store, pipeline.clock, longest_s=route.longest_s)
-        return request, route, planned, left_out
+        return request, route
 
     def _size(self, request: ChatRequest) -> Sizing | None:
         """What the request is after, and how much it may take."""
@@ -540,19 +530,16 @@ class Exchange:
         )
         if continuation is not None:
             body = continuation.body(body, model)
-        endpoint = self._served.endpoints[provider.name]
-        sent = UpstreamRequest(endpoint, self._forwarded(provider), body)
-        attempt.call = self._pipeline.transport.send(sent, attempt)
-        if request.stream:
-            upstream.asked(now)
-        if self._paused:
-            attempt.pause()
+        attempt.request = UpstreamRequest(self._served.endpoints[provider.name], self._forwarded(provider), body)
         return attempt
 
     async def outcome(self, attempt: Attempt) -> RelayError | None:
         """See `relay.race.Runner.outcome`."""
         failure: RelayError | None = None
+        upstream = self._served.upstreams[attempt.trial.model.name]
         try:
+            await NEXT_STAGE
+            self._send(attempt, upstream)
             failure = await attempt.ended
         except asyncio.CancelledError:
             failure = ClientGone("The server gave the request up.")
@@ -563,8 +550,20 @@ class Exchange:
                 attempt.cancel()
             elif attempt.call is not None:
                 self._pipeline.clock.call_later(LINGER_S, attempt.cancel)
-            self._note(attempt, failure, self._served.upstreams[attempt.trial.model.name])
+            self._note(attempt, failure, upstream)
+        await NEXT_STAGE
         return failure
+
+    def _send(self, attempt: Attempt, upstream: Upstream) -> None:
+        """Send what has been prepared, unless the attempt was ended before that."""
+        request, attempt.request = attempt.request, None
+        if request is None or attempt.ended.done():
+            return
+        attempt.call = self._pipeline.transport.send(request, attempt)
+        if self.streaming:
+            upstream.asked(attempt.trial.started_at)
+        if self._paused:
+            attempt.pause()
 
     def _forwarded(self, provider: Provider) -> tuple[tuple[bytes, bytes], ...]:
         """The client's headers that this provider may see."""

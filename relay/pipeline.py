@@ -11,6 +11,7 @@ from relay.exchange import Exchange
 from relay.limits.experience import Experience
 from relay.limits.hedging import Ledger
 from relay.served import Served
+from relay.stages import Stages
 from relay.upstreams import Upstream
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Pipeline:
         retired: that of models that the policy has no more: it may have them again, and a name may be a slip.
         ledgers: what routes that hedge have spent, by name.
         experience: what budgets learn from; kept when the policy changes.
+        stages: by which requests that no task runs go on.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Pipeline:
         self.retired: dict[str, Upstream] = {}
         self.ledgers: dict[str, Ledger] = {}
         self.experience = Experience()
+        self.stages = Stages()
         self.policy = policy
         self._timer: Timer | None = None
         self._idle: asyncio.Future[None] | None = None

@@ -26,10 +26,10 @@ class Runner(Protocol):
     """Who runs attempts: the exchange."""
 
     def begin(self, model: Model, *, hedge: bool = False) -> Attempt:
-        """Start an attempt; unless it is a hedge, it is the one that the client's doings concern."""
+        """Prepare an attempt; unless it is a hedge, it is the one that the client's doings concern."""
 
     async def outcome(self, attempt: Attempt) -> RelayError | None:
-        """Wait for an attempt. Returns what went wrong; None if the answer was served."""
+        """Send an attempt's request and wait for its end. Returns what went wrong; None if the answer was served."""
 
     def lead(self, attempt: Attempt) -> None:
         """From now on the client's doings concern that one."""
