@@ -2,8 +2,8 @@
 
 What one stage needs of code and data fits the CPU's innermost caches; what a whole request needs does not. So the
 requests that one turn of the event loop brings are not served one after the other: all are read, then all are sized,
-and so on. Packet routers gain by the same (VPP's vectors of packets). A request that comes alone goes from stage to
-stage without a wait.
+and so on. Packet routers gain by the same (VPP's vectors of packets). Where requests come one by one, each is served at
+once.
 """
 
 from __future__ import annotations
@@ -36,23 +36,32 @@ class Stages:
 
     def __init__(self) -> None:
         self._arrived: list[Story] = []
+        self._in_this_turn = 0
+        self._crowded = False  # the last turn brought more than one
 
     def start(self, story: Story) -> None:
-        """Run a coroutine in the event loop's next turn, together with others that start in this one.
+        """Run a coroutine: with others that start in this turn of the event loop, or at once if few did lately.
 
         Args:
             story: awaits futures and `NEXT_STAGE`. What it raises goes to the loop's exception handler.
         """
-        if not self._arrived:
-            asyncio.get_running_loop().call_soon(self._run)
+        self._in_this_turn += 1
+        if self._in_this_turn == 1:
+            asyncio.get_running_loop().call_soon(self._end_turn)
+            if not self._crowded:
+                self._run([story])
+                return
         self._arrived.append(story)
 
-    def _run(self) -> None:
+    def _end_turn(self) -> None:
+        self._crowded, self._in_this_turn = self._in_this_turn > 1, 0
         arrived, self._arrived = self._arrived, []
         for first in range(0, len(arrived), TOGETHER):
-            together = arrived[first : first + TOGETHER]
-            while together:
-                together = [story for story in together if self._reaches_next_stage(story)]
+            self._run(arrived[first : first + TOGETHER])
+
+    def _run(self, together: list[Story]) -> None:
+        while together:
+            together = [story for story in together if self._reaches_next_stage(story)]
 
     def _reaches_next_stage(self, story: Story) -> bool:
         """Go on. False if it has to wait first, or is over."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from relay.stages import NEXT_STAGE, TOGETHER, Stages
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
 
 
 class Party:
@@ -31,9 +28,28 @@ async def turn() -> None:
     await asyncio.sleep(0)
 
 
+async def crowded() -> Stages:
+    """Stages to which several came in the last turn."""
+    party, stages = Party(), Stages()
+    stages.start(party.story(0))
+    stages.start(party.story(1))
+    await turn()
+    return stages
+
+
+async def test_alone() -> None:
+    """Where they come one by one, each is run at once."""
+    party, stages = Party(), Stages()
+    for name in range(3):
+        stages.start(party.story(name))
+        assert party.seen == [(stage, name) for stage in range(3)]
+        party.seen.clear()
+        await turn()
+
+
 async def test_stage_by_stage() -> None:
     """What starts in one turn goes through each stage in a row, in the order of arrival, all within the next turn."""
-    party, stages = Party(), Stages()
+    party, stages = Party(), await crowded()
     for name in range(4):
         stages.start(party.story(name))
     assert not party.seen
@@ -41,9 +57,32 @@ async def test_stage_by_stage() -> None:
     assert party.seen == [(stage, name) for stage in range(3) for name in range(4)]
 
 
+async def test_first_of_a_crowd() -> None:
+    """The first of several cannot know that others come, unless the last turn brought several too."""
+    party, stages = Party(), Stages()
+    for name in range(3):
+        stages.start(party.story(name))
+    await turn()
+    assert party.seen == [
+        *((stage, 0) for stage in range(3)),
+        *((stage, name) for stage in range(3) for name in (1, 2)),
+    ]
+
+
+async def test_crowd_is_over() -> None:
+    """After a turn that brought a single one, those that come alone are run at once again."""
+    party, stages = Party(), await crowded()
+    stages.start(party.story(0))
+    assert not party.seen
+    await turn()
+    party.seen.clear()
+    stages.start(party.story(1))
+    assert len(party.seen) == 3
+
+
 async def test_ends_early() -> None:
     """One that is over leaves the others to go on."""
-    party, stages = Party(), Stages()
+    party, stages = Party(), await crowded()
     for name, count in enumerate((1, 3, 2)):
         stages.start(party.story(name, count))
     await turn()
@@ -52,19 +91,18 @@ async def test_ends_early() -> None:
 
 async def test_bounded() -> None:
     """Of many that come at once the first are not held up by all the others."""
-    party, stages = Party(), Stages()
+    party, stages = Party(), await crowded()
     for name in range(2 * TOGETHER + 1):
         stages.start(party.story(name, 2))
     await turn()
     first, second = range(TOGETHER), range(TOGETHER, 2 * TOGETHER)
-    assert party.seen == [
-        *((stage, name) for group in (first, second, (2 * TOGETHER,)) for stage in range(2) for name in group)
-    ]
+    groups = (first, second, (2 * TOGETHER,))
+    assert party.seen == [(stage, name) for group in groups for stage in range(2) for name in group]
 
 
 async def test_waits() -> None:
     """One that waits for a future holds up nobody, goes on when it is there, and then keeps to the stages again."""
-    party, stages = Party(), Stages()
+    party, stages = Party(), await crowded()
     door = asyncio.get_running_loop().create_future()
 
     async def waiting(name: int) -> None:
@@ -93,7 +131,7 @@ async def test_task() -> None:
 @pytest.mark.parametrize("waits", [False, True])
 async def test_defect(waits: bool) -> None:  # noqa: FBT001 - a parameter of the test
     """What one raises is told to the event loop, and the others go on."""
-    party, stages = Party(), Stages()
+    party, stages = Party(), await crowded()
     told: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: told.append(context))
@@ -106,14 +144,9 @@ async def test_defect(waits: bool) -> None:  # noqa: FBT001 - a parameter of the
             await NEXT_STAGE
         raise ZeroDivisionError
 
-    start(stages, party.story(0), broken(), party.story(1))
+    for story in (party.story(0), broken(), party.story(1)):
+        stages.start(story)
     for _ in range(4):
         await turn()
     assert party.seen == [(stage, name) for stage in range(3) for name in range(2)]
     assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
-
-
-def start(stages: Stages, *stories: Coroutine[Any, None, None]) -> None:
-    """All at once."""
-    for story in stories:
-        stages.start(story)
