@@ -80,6 +80,7 @@ class World:
                 sizing = self.sizer.size(request, self.dialect, "bench")
                 usage = Usage(300, self.rng.randint(50, 900))
                 sizing.observe(model, sizing.budget(model), usage, 1_800_000_000.0 + number, cut=False)
+        self.experience.catch_up()
 
     def new_sizer(self) -> Sizer:
         """One that remembers nothing."""

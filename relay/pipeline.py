@@ -129,8 +129,10 @@ class Pipeline:
         self.active.discard(exchange)
         for observer in self.observers:
             observer.record(record)
-        if self._idle is not None and not self.active and not self._idle.done():
-            self._idle.set_result(None)
+        if not self.active:
+            self.experience.catch_up()
+            if self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
 
     async def drain(self, timeout_s: float) -> None:
         """Take no new requests, let the others finish for `timeout_s` seconds, then end them in band."""
@@ -156,4 +158,5 @@ class Pipeline:
         now = self.clock.now()
         for exchange in list(self.active):
             exchange.tick(now)
+        self.experience.catch_up()
         self._timer = self.clock.call_later(TICK_S, self._tick) if self.active else None

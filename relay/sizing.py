@@ -251,7 +251,7 @@ class Sizing(msgspec.Struct, eq=False):
     def observe(
         self, model: Model, budget: Budget, usage: Usage, now: float, *, cut: bool, reasoning_share: float = 0.0
     ) -> None:
-        """Learn from an answer that has ended.
+        """Learn from an answer that has ended, soon: see `Experience.observe_soon`.
 
         Args:
             model: who gave it.
@@ -266,7 +266,7 @@ class Sizing(msgspec.Struct, eq=False):
         written = usage.completion_tokens // self._request.choices
         hidden = usage.reasoning_tokens // self._request.choices or round(written * reasoning_share)
         request, place, _ = self._grant(model)
-        self._experience.observe(
+        self._experience.observe_soon(
             self.rules.budget,
             request,
             place,

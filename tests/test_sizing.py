@@ -112,6 +112,7 @@ def test_applications_are_told_apart_by_their_system_prompt() -> None:
         for number in range(300):
             sizing = sized(sizer, f"number {number}", system)
             sizing.observe(model, sizing.budget(model), Usage(10, tokens), 1e9, cut=False)
+            sizer.experience.catch_up()
     short, long = (sized(sizer, "again", system) for system in ("You answer with one word. 2", "You write reports."))
     assert short.budget(model).visible < 100
     assert long.budget(model).visible > 2500

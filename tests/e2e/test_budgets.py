@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from relay.messages import BudgetRules
+from relay.pipeline import TICK_S
 from relay.policy.load import load
 from tests.fakes import FakeClock
 from tests.servers import chat
@@ -18,14 +19,14 @@ from tests.servers.client import ask, post
 from tests.servers.model import PROMPT_TOKENS, model
 from tests.servers.policies import ENVIRON, NAMES, policy
 from tests.servers.relay import serve
-from tests.servers.upstream import Upstream, always, send
+from tests.servers.upstream import Upstream, always, send, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from tests.servers.client import Answer
     from tests.servers.relay import Running
-    from tests.servers.upstream import Answerer
+    from tests.servers.upstream import Answerer, Received, Step
 
 KEY = "sk-client"
 CUT = {"extend": False}
@@ -241,6 +242,33 @@ async def test_lengths_are_learned():
             record.confidence,
             b"" if record.confidence >= 0.3 else b"; default",
         )
+
+
+async def test_a_busy_relay_learns_at_the_tick():
+    """While others are under way, what an answer teaches waits, a quarter of a second at most."""
+    release, answer = asyncio.Event(), model(words=70)
+
+    def held(received: Received) -> Iterable[Step]:
+        return [until(release), *answer(received)] if b"wait" in received.body else answer(received)
+
+    async with world(held) as (relay, ups):
+        answers, clock = relay.pipeline.experience.answers, relay.pipeline.clock
+        assert isinstance(clock, FakeClock)
+        waiting = asyncio.ensure_future(asked(relay, messages=[{"role": "user", "content": "wait"}]))
+        await ups[0].received.at(0)
+        await relay.record((await asked(relay)).header(b"x-request-id") or b"")
+        assert answers.empty
+        await clock.advance(TICK_S)
+        assert not answers.empty
+        release.set()
+        await waiting
+
+
+async def test_an_idle_relay_learns_at_once():
+    """Where nobody else is served, the next request already profits."""
+    async with world(model(words=70)) as (relay, _):
+        await relay.record((await asked(relay)).header(b"x-request-id") or b"")
+        assert not relay.pipeline.experience.answers.empty
 
 
 @pytest.mark.parametrize(("budget", "outcome"), [({"ceiling": 64}, "budget"), ({}, "length")])

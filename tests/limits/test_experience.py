@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from relay.limits.budgets import Request
-from relay.limits.experience import TRIAL, Experience, ExperienceSnapshot, living, merge, portion
+from relay.limits.experience import MANY, TRIAL, Experience, ExperienceSnapshot, living, merge, portion
 from relay.limits.lengths import Place
 from relay.messages import BudgetRules
 
@@ -36,6 +36,31 @@ def test_budgets_come_from_what_was_seen() -> None:
     after = experience.budget(RULES, request, HOME)
     assert (before.source, after.source) == ("prior", "cell")
     assert after.limit == pytest.approx(1200, rel=0.06)
+
+
+def test_answers_learned_together_teach_what_they_teach_one_by_one() -> None:
+    """Answers wait until they are asked for, or are many; then all is as if each had been counted at once."""
+    request = Request(100, reasons=True)
+    at_once, together = Experience(), Experience()
+    budget = at_once.budget(RULES, request, HOME)
+    for number in range(MANY - 1):
+        for tell in (at_once.observe, together.observe_soon):
+            visible, cut = 100 + 9 * number, number % 7 == 0
+            tell(RULES, request, HOME, budget, NOW + number, visible=visible, hidden=number, cut=cut)
+    assert together.answers.empty
+    together.catch_up()
+    assert together.snapshot(NOW) == at_once.snapshot(NOW)
+    for _ in range(MANY):
+        for tell in (at_once.observe, together.observe_soon):
+            tell(RULES, request, HOME, budget, NOW + MANY, visible=50)
+    assert together.answers.snapshot(NOW) == at_once.answers.snapshot(NOW)
+
+
+def test_a_snapshot_knows_what_waits() -> None:
+    """Nothing that was answered is missing in what is kept."""
+    experience, request = Experience(), Request(100)
+    experience.observe_soon(RULES, request, HOME, experience.budget(RULES, request, HOME), NOW, visible=50)
+    assert experience.snapshot(NOW).answers
 
 
 @pytest.mark.parametrize("effort", ["low", "medium", "high", None])

@@ -96,6 +96,7 @@ def decided() -> list[Any]:
         budget = sizing.budget(model)
         usage = Usage(rng.randint(10, 3000), rng.randint(1, 1500), reasoning_tokens=0)
         sizing.observe(model, budget, usage, 1_800_000_000.0 + number, cut=usage.completion_tokens == budget.limit)
+        experience.catch_up()
         rows.append(
             [
                 sizing.label,
