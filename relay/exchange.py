@@ -53,7 +53,7 @@ from relay.policy.decide import Chooser, schedule
 from relay.race import Race
 from relay.reservation import Reservation
 from relay.sizing import described
-from relay.stages import NEXT_STAGE
+from relay.stages import next_stage
 from relay.upstreams import PASSING
 from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
 
@@ -222,13 +222,14 @@ class Exchange:
         error: RelayError | None = None
         try:
             request, route = self._read(body)
-            await NEXT_STAGE
-            self._sizing = self._size(request)
-            await NEXT_STAGE
+            await next_stage()
+            if self._served.sizer is not None:
+                self._sizing = self._size(request)
+                await next_stage()
             planned, left_out = self._plan(request, route, self._pipeline.clock.now())
             if self._reservation is not None:
                 await self._reservation.take(self._tokens_for(request, route, planned))
-            await NEXT_STAGE
+            await next_stage()
             self._check_ending()
             await self._try_candidates(request, route, planned, left_out)
         except RelayError as caught:
@@ -538,7 +539,7 @@ class Exchange:
         failure: RelayError | None = None
         upstream = self._served.upstreams[attempt.trial.model.name]
         try:
-            await NEXT_STAGE
+            await next_stage()
             self._send(attempt, upstream)
             failure = await attempt.ended
         except asyncio.CancelledError:
@@ -551,7 +552,7 @@ class Exchange:
             elif attempt.call is not None:
                 self._pipeline.clock.call_later(LINGER_S, attempt.cancel)
             self._note(attempt, failure, upstream)
-        await NEXT_STAGE
+        await next_stage()
         return failure
 
     def _send(self, attempt: Attempt, upstream: Upstream) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from types import coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -21,14 +22,10 @@ TOGETHER: Final = 16
 """Requests that go together. At each stage the first of them waits for the others."""
 
 
-class _NextStage:
-    """Awaited between two stages: the others come first. In a task, too: there they are whatever else is ready."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        yield
-
-
-NEXT_STAGE: Final = _NextStage()
+@coroutine
+def next_stage() -> Generator[None, None, None]:
+    """Await it between two stages: the others come first. In a task, too: there they are whatever else is ready."""
+    yield
 
 
 class Stages:
@@ -43,7 +40,7 @@ class Stages:
         """Run a coroutine: with others that start in this turn of the event loop, or at once if few did lately.
 
         Args:
-            story: awaits futures and `NEXT_STAGE`. What it raises goes to the loop's exception handler.
+            story: awaits futures and `next_stage()`. What it raises goes to the loop's exception handler.
         """
         self._in_this_turn += 1
         if self._in_this_turn == 1:

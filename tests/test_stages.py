@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.stages import NEXT_STAGE, TOGETHER, Stages
+from relay.stages import TOGETHER, Stages, next_stage
 
 
 class Party:
@@ -19,7 +19,7 @@ class Party:
     async def story(self, name: int, stages: int = 3) -> None:
         for stage in range(stages):
             if stage:
-                await NEXT_STAGE
+                await next_stage()
             self.seen.append((stage, name))
 
 
@@ -141,7 +141,7 @@ async def test_defect(waits: bool) -> None:  # noqa: FBT001 - a parameter of the
     async def broken() -> None:
         if waits:
             await asyncio.shield(door)
-            await NEXT_STAGE
+            await next_stage()
         raise ZeroDivisionError
 
     for story in (party.story(0), broken(), party.story(1)):
