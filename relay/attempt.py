@@ -30,6 +30,7 @@ from relay.policy.compiled import Model
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from relay.client import Client
     from relay.dialects.base import Answer, Dialect, SegmentReader, SoFar, StreamReader
@@ -79,6 +80,9 @@ class Downstream(Protocol):
             attempt: whose answer it is; any other one still under way is ended.
             length: bytes of the body, if they are known.
         """
+
+    def soon(self, step: Callable[[], None]) -> None:
+        """Take a step in this turn of the event loop or the next, together with those of other requests."""
 
     def begun(self, attempt: Attempt) -> None:
         """Learn from its beginning. The first bytes have been sent, unless they are all; the end is not known yet."""
@@ -498,6 +502,12 @@ class AnswerAttempt(Attempt):
             self.fail(UpstreamProtocolError(f"The upstream's answer is larger than {MAX_ANSWER_BYTES} bytes."))
 
     def _finish(self) -> None:
+        self._downstream.soon(self._read)
+
+    def _read(self) -> None:
+        """See whether it is an answer, unless the client left or something else ended it since it came."""
+        if self.ended.done():
+            return
         body = b"".join(self._parts)
         try:
             self.answer = self._downstream.dialect.parse_answer(body)

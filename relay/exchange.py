@@ -58,7 +58,7 @@ from relay.upstreams import PASSING
 from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from relay.client import Client
     from relay.dialects.base import Dialect
@@ -247,6 +247,7 @@ class Exchange:
             try:
                 if self._reservation is not None:
                     await self._reservation.settle(usage.total_tokens if usage else 0)
+                await next_stage()
             finally:
                 self._close(error, usage)
 
@@ -641,6 +642,10 @@ class Exchange:
                 (b"x-relay-budget", described(budget).encode()),
             )
         self._start(OK, headers, length)
+
+    def soon(self, step: Callable[[], None]) -> None:
+        """See `relay.attempt.Downstream.soon`."""
+        self._pipeline.stages.soon(step)
 
     def begun(self, attempt: Attempt) -> None:
         """See `relay.attempt.Downstream.begun`."""

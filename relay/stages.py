@@ -14,7 +14,7 @@ from types import coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator
 
     Story = Coroutine[Any, None, None]
 
@@ -29,10 +29,14 @@ def next_stage() -> Generator[None, None, None]:
 
 
 class Stages:
-    """Runs coroutines without a task for each: stage by stage, then whenever what they wait for is there."""
+    """Runs coroutines without a task for each: stage by stage, then whenever what they wait for is there.
+
+    What they raise goes to the loop's exception handler.
+    """
 
     def __init__(self) -> None:
-        self._arrived: list[Story] = []
+        self._arrived: list[Callable[[], object]] = []
+        self._going_on: list[Callable[[], object]] = []
         self._in_this_turn = 0
         self._crowded = False  # the last turn brought more than one
 
@@ -40,41 +44,60 @@ class Stages:
         """Run a coroutine: with others that start in this turn of the event loop, or at once if few did lately.
 
         Args:
-            story: awaits futures and `next_stage()`. What it raises goes to the loop's exception handler.
+            story: awaits futures and `next_stage()`.
         """
+        self._enter(partial(self._advance, story), self._arrived)
+
+    def soon(self, step: Callable[[], None]) -> None:
+        """Take a single step, likewise; before those that start."""
+        self._enter(partial(self._single, step), self._going_on)
+
+    def _enter(self, step: Callable[[], object], line: list[Callable[[], object]]) -> None:
         self._in_this_turn += 1
         if self._in_this_turn == 1:
             asyncio.get_running_loop().call_soon(self._end_turn)
             if not self._crowded:
-                self._run([story])
+                self._run([step])
                 return
-        self._arrived.append(story)
+        line.append(step)
 
     def _end_turn(self) -> None:
         self._crowded, self._in_this_turn = self._in_this_turn > 1, 0
-        arrived, self._arrived = self._arrived, []
-        for first in range(0, len(arrived), TOGETHER):
-            self._run(arrived[first : first + TOGETHER])
+        for line in (self._going_on, self._arrived):
+            while line:
+                together = line[:TOGETHER]
+                del line[:TOGETHER]
+                self._run(together)
 
-    def _run(self, together: list[Story]) -> None:
+    def _run(self, together: list[Callable[[], object]]) -> None:
+        """Stage by stage: a step is true if there is a next one."""
         while together:
-            together = [story for story in together if self._reaches_next_stage(story)]
+            together = [step for step in together if step()]
 
-    def _reaches_next_stage(self, story: Story) -> bool:
+    def _advance(self, story: Story) -> bool:
         """Go on. False if it has to wait first, or is over."""
         try:
             awaited = story.send(None)
         except StopIteration:
             return False
         except Exception as error:  # noqa: BLE001 - it must not end those that go together with this one
-            asyncio.get_running_loop().call_exception_handler({"message": f"{story!r} failed", "exception": error})
+            _tell(story, error)
             return False
         if awaited is not None:
             awaited._asyncio_future_blocking = False  # noqa: SLF001 - what a task says: it was awaited rightly
             awaited.add_done_callback(partial(self._resume, story))
         return awaited is None
 
+    def _single(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 - likewise
+            _tell(step, error)
+
     def _resume(self, story: Story, _: asyncio.Future[Any]) -> None:
         """What it waited for is there."""
-        if self._reaches_next_stage(story):
-            self.start(story)
+        self._enter(partial(self._advance, story), self._going_on)
+
+
+def _tell(failed: object, error: Exception) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": f"{failed!r} failed", "exception": error})

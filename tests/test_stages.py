@@ -128,6 +128,22 @@ async def test_task() -> None:
     assert party.seen == [(0, 0), (1, 0), (2, 0)]
 
 
+async def test_single_steps() -> None:
+    """Single steps, of what goes on, are taken before what starts."""
+    party, stages = Party(), await crowded()
+    stages.start(party.story(0))
+    stages.soon(lambda: party.seen.append((9, 9)))
+    await turn()
+    assert party.seen == [(9, 9), *((stage, 0) for stage in range(3))]
+
+
+async def test_single_step_alone() -> None:
+    """Where nothing else happens, a single step is taken at once."""
+    party, stages = Party(), Stages()
+    stages.soon(lambda: party.seen.append((9, 9)))
+    assert party.seen == [(9, 9)]
+
+
 @pytest.mark.parametrize("waits", [False, True])
 async def test_defect(waits: bool) -> None:  # noqa: FBT001 - a parameter of the test
     """What one raises is told to the event loop, and the others go on."""
@@ -144,9 +160,13 @@ async def test_defect(waits: bool) -> None:  # noqa: FBT001 - a parameter of the
             await next_stage()
         raise ZeroDivisionError
 
+    def broken_step() -> None:
+        raise ZeroDivisionError
+
     for story in (party.story(0), broken(), party.story(1)):
         stages.start(story)
+    stages.soon(broken_step)
     for _ in range(4):
         await turn()
     assert party.seen == [(stage, name) for stage in range(3) for name in range(2)]
-    assert [type(context["exception"]) for context in told] == [ZeroDivisionError]
+    assert [type(context["exception"]) for context in told] == [ZeroDivisionError] * 2
