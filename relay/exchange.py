@@ -84,6 +84,9 @@ HEDGE = b"x-relay-hedge"
 CHAT_DIALECT = "openai"
 """What clients of /v1/chat/completions speak."""
 
+_GIVEN_UP = (asyncio.CancelledError, GeneratorExit)
+"""How a coroutine learns that nobody runs it any more: by its task, or by its own end."""
+
 _NO_LIMITS = KeyLimits()
 _log = logging.getLogger("relay")
 
@@ -235,7 +238,7 @@ class Exchange:
         except RelayError as caught:
             error = caught
             error.__traceback__ = error.__context__ = None  # whose frames know it: no cycles are left for the collector
-        except asyncio.CancelledError:
+        except _GIVEN_UP:
             error = ClientGone("The server gave the request up.")
             raise
         except Exception as defect:  # noqa: BLE001 - a defect ends one request, never the process
@@ -247,7 +250,8 @@ class Exchange:
             try:
                 if self._reservation is not None:
                     await self._reservation.settle(usage.total_tokens if usage else 0)
-                await next_stage()
+                if error is None:
+                    await next_stage()
             finally:
                 self._close(error, usage)
 
@@ -543,7 +547,7 @@ class Exchange:
             await next_stage()
             self._send(attempt, upstream)
             failure = await attempt.ended
-        except asyncio.CancelledError:
+        except _GIVEN_UP:
             failure = ClientGone("The server gave the request up.")
             self._ending = self._ending or failure
             raise

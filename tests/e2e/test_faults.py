@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from relay.app import CHAT_PATH
+from relay.client import Nobody
+from relay.head import Head
 from relay.messages import Outcome
 from tests.fakes import FakeClock, settle
 from tests.servers import chat
@@ -807,6 +810,28 @@ async def test_client_that_stopped_reading_and_left_frees_the_upstream(scene):
         client.reset()
         await happens(request.gone)
         record = await on.relay.only_record()
+    assert record.outcome == Outcome.CLIENT_GONE
+
+
+@pytest.mark.parametrize("ended", ["cancelled", "dropped"])
+async def test_a_request_that_nobody_runs_any_more_is_written_down(ended):
+    """A server that cancels the task of a request, or lets go of it, leaves a record and no upstream connection."""
+    async with Upstream(always(stall)) as upstream, serve(policy(upstream.base_url)) as relay:
+        exchange = relay.pipeline.open(Nobody(), Head(CHAT_PATH, [(b"authorization", b"Bearer sk-client")]))
+        assert exchange.admit()
+        story = exchange.run(chat.request_body())
+        if ended == "cancelled":
+            task = asyncio.ensure_future(story)
+            await upstream.received.at(0)
+            task.cancel()
+            await asyncio.wait([task])
+        else:
+            while story.send(None) is None:  # up to its first wait
+                pass
+            await upstream.received.at(0)
+            story.close()
+        record = await relay.only_record()
+        await happens(upstream.received.items[0].gone)
     assert record.outcome == Outcome.CLIENT_GONE
 
 
