@@ -226,8 +226,8 @@ class Exchange:
         try:
             request, route = self._read(body)
             await next_stage()
-            if self._served.sizer is not None:
-                self._sizing = self._size(request)
+            self._sizing = self._size(request)
+            if self._sizing is not None:
                 await next_stage()
             planned, left_out = self._plan(request, route, self._pipeline.clock.now())
             if self._reservation is not None:

@@ -7,7 +7,7 @@ becomes depends most of all on who gives it.
 from __future__ import annotations
 
 from array import array
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -251,7 +251,7 @@ class Sizing(msgspec.Struct, eq=False):
     def observe(
         self, model: Model, budget: Budget, usage: Usage, now: float, *, cut: bool, reasoning_share: float = 0.0
     ) -> None:
-        """Learn from an answer that has ended, soon: see `Experience.observe_soon`.
+        """Learn from an answer that has ended, soon: see `Experience.soon`.
 
         Args:
             model: who gave it.
@@ -266,7 +266,8 @@ class Sizing(msgspec.Struct, eq=False):
         written = usage.completion_tokens // self._request.choices
         hidden = usage.reasoning_tokens // self._request.choices or round(written * reasoning_share)
         request, place, _ = self._grant(model)
-        self._experience.observe_soon(
+        lesson = partial(
+            self._experience.observe,
             self.rules.budget,
             request,
             place,
@@ -276,6 +277,7 @@ class Sizing(msgspec.Struct, eq=False):
             hidden=hidden,
             cut=cut,
         )
+        self._experience.soon(lesson)
 
     def _place(self, model: str) -> Place:
         return Place(self.label, model, self._key, self._application)

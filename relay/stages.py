@@ -35,8 +35,8 @@ class Stages:
     """
 
     def __init__(self) -> None:
-        self._arrived: list[Callable[[], object]] = []
-        self._going_on: list[Callable[[], object]] = []
+        self._arrived: list[Story] = []
+        self._going_on: list[Story] = []
         self._in_this_turn = 0
         self._crowded = False  # the last turn brought more than one
 
@@ -46,20 +46,20 @@ class Stages:
         Args:
             story: awaits futures and `next_stage()`.
         """
-        self._enter(partial(self._advance, story), self._arrived)
+        self._enter(story, self._arrived)
 
     def soon(self, step: Callable[[], None]) -> None:
         """Take a single step, likewise; before those that start."""
-        self._enter(partial(self._single, step), self._going_on)
+        self._enter(_once(step), self._going_on)
 
-    def _enter(self, step: Callable[[], object], line: list[Callable[[], object]]) -> None:
+    def _enter(self, story: Story, line: list[Story]) -> None:
         self._in_this_turn += 1
         if self._in_this_turn == 1:
             asyncio.get_running_loop().call_soon(self._end_turn)
             if not self._crowded:
-                self._run([step])
+                self._run([story])
                 return
-        line.append(step)
+        line.append(story)
 
     def _end_turn(self) -> None:
         self._crowded, self._in_this_turn = self._in_this_turn > 1, 0
@@ -69,35 +69,28 @@ class Stages:
                 del line[:TOGETHER]
                 self._run(together)
 
-    def _run(self, together: list[Callable[[], object]]) -> None:
-        """Stage by stage: a step is true if there is a next one."""
+    def _run(self, together: list[Story]) -> None:
         while together:
-            together = [step for step in together if step()]
+            together = [story for story in together if self._reaches_next_stage(story)]
 
-    def _advance(self, story: Story) -> bool:
+    def _reaches_next_stage(self, story: Story) -> bool:
         """Go on. False if it has to wait first, or is over."""
         try:
             awaited = story.send(None)
         except StopIteration:
             return False
         except Exception as error:  # noqa: BLE001 - it must not end those that go together with this one
-            _tell(story, error)
+            asyncio.get_running_loop().call_exception_handler({"message": f"{story!r} failed", "exception": error})
             return False
         if awaited is not None:
             awaited._asyncio_future_blocking = False  # noqa: SLF001 - what a task says: it was awaited rightly
             awaited.add_done_callback(partial(self._resume, story))
         return awaited is None
 
-    def _single(self, step: Callable[[], None]) -> None:
-        try:
-            step()
-        except Exception as error:  # noqa: BLE001 - likewise
-            _tell(step, error)
-
     def _resume(self, story: Story, _: asyncio.Future[Any]) -> None:
         """What it waited for is there."""
-        self._enter(partial(self._advance, story), self._going_on)
+        self._enter(story, self._going_on)
 
 
-def _tell(failed: object, error: Exception) -> None:
-    asyncio.get_running_loop().call_exception_handler({"message": f"{failed!r} failed", "exception": error})
+async def _once(step: Callable[[], None]) -> None:
+    step()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import msgspec
 import pytest
 
@@ -9,6 +12,9 @@ from relay.limits.budgets import Request
 from relay.limits.experience import MANY, TRIAL, Experience, ExperienceSnapshot, living, merge, portion
 from relay.limits.lengths import Place
 from relay.messages import BudgetRules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NOW = 1_800_000_000.0
 RULES = BudgetRules()
@@ -38,28 +44,33 @@ def test_budgets_come_from_what_was_seen() -> None:
     assert after.limit == pytest.approx(1200, rel=0.06)
 
 
+def soon(experience: Experience) -> Callable[..., None]:
+    """As `observe`, but together with other answers."""
+    return lambda *args, **kwargs: experience.soon(partial(experience.observe, *args, **kwargs))
+
+
 def test_answers_learned_together_teach_what_they_teach_one_by_one() -> None:
     """Answers wait until they are asked for, or are many; then all is as if each had been counted at once."""
     request = Request(100, reasons=True)
     at_once, together = Experience(), Experience()
     budget = at_once.budget(RULES, request, HOME)
     for number in range(MANY - 1):
-        for tell in (at_once.observe, together.observe_soon):
+        for observe in (at_once.observe, soon(together)):
             visible, cut = 100 + 9 * number, number % 7 == 0
-            tell(RULES, request, HOME, budget, NOW + number, visible=visible, hidden=number, cut=cut)
+            observe(RULES, request, HOME, budget, NOW + number, visible=visible, hidden=number, cut=cut)
     assert together.answers.empty
     together.catch_up()
     assert together.snapshot(NOW) == at_once.snapshot(NOW)
     for _ in range(MANY):
-        for tell in (at_once.observe, together.observe_soon):
-            tell(RULES, request, HOME, budget, NOW + MANY, visible=50)
+        for observe in (at_once.observe, soon(together)):
+            observe(RULES, request, HOME, budget, NOW + MANY, visible=50)
     assert together.answers.snapshot(NOW) == at_once.answers.snapshot(NOW)
 
 
 def test_a_snapshot_knows_what_waits() -> None:
     """Nothing that was answered is missing in what is kept."""
     experience, request = Experience(), Request(100)
-    experience.observe_soon(RULES, request, HOME, experience.budget(RULES, request, HOME), NOW, visible=50)
+    soon(experience)(RULES, request, HOME, experience.budget(RULES, request, HOME), NOW, visible=50)
     assert experience.snapshot(NOW).answers
 
 
