@@ -35,6 +35,7 @@ CONTAINER_ONLY = [
 
 CONTAINER_ONLY_TESTS = [
     "tests/bench",
+    "tests/commands",
     "tests/contracts/test_transports.py",
     "tests/docs",
     "tests/e2e",
