@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 SHOWN_CELLS = 40
 """Cells that a table lists, those with most answers; JSON has them all."""
 
+ROOMY = 100
+"""Columns from which on a terminal is shown all there is of a cell."""
+
+LESS_WANTED = frozenset({"p90", "widening"})
+"""What a narrower one is spared."""
+
+PLACE = frozenset({"intent", "effort", "model", "key", "application"})
+"""Columns that say which cell it is; all others are numbers."""
+
 TITLES = {
     "answers": "Answers, tokens",
     "reasoning": "Hidden reasoning, tokens",
@@ -54,29 +63,34 @@ def budgets(folder: Path | None, *, shape: str) -> None:
 
 def _print(report: dict[str, Any]) -> None:
     console = tables.console()
+    left_out = LESS_WANTED if console.width < ROOMY else frozenset()
     for title, rows in ((TITLES[name], rows) for name, rows in report.items()):
         if not rows:
             console.print(f"{title}: nothing yet.\n")
             continue
-        table = tables.table((column.replace("_", " ") for column in rows[0]), title=title)
+        place = [column for column in rows[0] if column in PLACE]
+        numbers = [column for column in rows[0] if column not in PLACE and column not in left_out]
+        heads = (column.replace("_", "\n") for column in numbers)
+        table = tables.table([", ".join(place)], numbers=heads, title=title)
         for row in rows[:SHOWN_CELLS]:
-            table.add_row(*(_cell(column, value) for column, value in row.items()))
+            table.add_row(_place(row, place), *(_number(column, row[column]) for column in numbers))
         console.print(table)
         if len(rows) > SHOWN_CELLS:
             console.print(f"And {len(rows) - SHOWN_CELLS:,} cells more; --format json lists them.\n")
 
 
-def _cell(column: str, value: Any) -> str:
-    match value:
-        case None:
-            return "" if column in {"over_budget", "widening"} else "all"
-        case "":
-            return "none"
-        case str():
-            return value
-        case _ if column == "over_budget":
+def _place(row: dict[str, Any], parts: list[str]) -> str:
+    """What a cell tells apart; what it does not takes no room."""
+    return ", ".join(row[part] or f"no {part}" for part in parts if row[part] is not None) or "all"
+
+
+def _number(column: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    match column:
+        case "over_budget":
             return f"{value:.1%}"
-        case _ if column in {"widening", "factor"}:
+        case "widening" | "factor":
             return f"x {value:.2f}"
         case _:
             return f"{value:,.0f}"

@@ -25,14 +25,17 @@ def console() -> Console:
     return made
 
 
-def table(columns: Iterable[str], *, title: str | None = None) -> Table:
+def table(columns: Iterable[str], *, numbers: Iterable[str] = (), title: str | None = None) -> Table:
     """A table without rows.
 
     Args:
         columns: their heads.
+        numbers: heads of columns that follow, of numbers: they stand on the right and are never folded.
         title: stands above them.
     """
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in columns:
         made.add_column(column, overflow="fold")
+    for column in numbers:
+        made.add_column(column, justify="right", no_wrap=True)
     return made
