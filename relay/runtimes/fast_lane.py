@@ -49,7 +49,7 @@ class FastLaneClient:
     Attributes:
         exchange: whose answer this is.
         body: of the request, while it comes in; None once it is complete or not wanted any more.
-        response_complete, disconnected, keep_alive, message_event: what uvicorn looks at.
+        response_complete, disconnected, keep_alive, message_event, more_body: what uvicorn's cycles are looked at for.
     """
 
     __slots__ = (
@@ -82,6 +82,11 @@ class FastLaneClient:
 
     def set(self) -> None:
         """See `message_event`."""
+
+    @property
+    def more_body(self) -> bool:
+        """The request's body was not complete when its answer was."""
+        return self.body is not None
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
         """See `relay.client.Client`."""
@@ -118,9 +123,10 @@ class FastLaneClient:
         else:
             data = self._head + LAST_CHUNK
         self._protocol.transport.write(data)
-        self.body = self.exchange = None  # which knows this client: no cycles are left for the collector
+        self.exchange = None  # which knows this client: no cycles are left for the collector
         self.response_complete = True
         self._protocol.answered(keep_alive=self.keep_alive)
+        self.body = None
 
 
 class FastLane(BoundedProtocol):
@@ -189,7 +195,6 @@ class FastLane(BoundedProtocol):
         client.body.append(body)
         client.body_bytes += len(body)
         if client.body_bytes > client.exchange.max_body_bytes:
-            # What else comes of this body is dropped. To close now would reset the connection, and lose the answer.
             client.exchange.refuse(body_too_large(client.exchange.max_body_bytes))
 
     def on_message_complete(self) -> None:

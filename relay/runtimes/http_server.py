@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
+    from relay.clock import Timer
     from relay.pipeline import Pipeline
 
 KEEP_ALIVE_S = 620
@@ -30,6 +31,14 @@ it is always the balancer that closes and never a request that meets a closed do
 
 HEAD_TIMEOUT_S = 20.0
 """Seconds a head may take to arrive once it has begun; nginx gives 60, but a head is one packet or a few."""
+
+REST_TIMEOUT_S = 30.0
+"""Seconds for which the rest of a body is read and thrown away where the answer is given already, as to an unknown key.
+To close at once would reset the connection, and lose the answer of a client that sends all before it reads; nginx waits
+as long (`lingering_time`)."""
+
+REST_BYTES = 64 * 1024 * 1024
+"""How much of such a body is read, or as much as the policy allows a body to have if that is more."""
 
 BACKLOG = 4096
 """Connections that may wait to be accepted: a burst of reconnecting clients. Linux caps it at `somaxconn`, 4096."""
@@ -66,6 +75,8 @@ class BoundedProtocol(HttpToolsProtocol):
     neither the end of a head nor any of a body are therefore counted as they arrive, and timed. One read (256 KiB)
     may pass unseen; heads that are complete are measured exactly by `Exchange.admit`.
 
+    What comes of a body behind its answer is bounded too.
+
     What few connections need is made only for those: a queue for pipelined requests, an event to wait for, timers, a
     parser where heads are known. What is not uvicorn's is in slots: an object of more than thirty attributes keeps
     them in a dict of its own. All that would be 5 KB for each connection.
@@ -74,7 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
         relay: its policy says how large a head may be. Make a subclass that has it with `for_pipeline`.
     """
 
-    __slots__ = ("_head_timer", "_idle_since", "_unframed")
+    __slots__ = ("_head_timer", "_idle_since", "_rest_bytes", "_rest_timer", "_unframed")
 
     relay: ClassVar[Pipeline]
     parser: Any  # llhttp; None while none is needed
@@ -85,7 +96,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self.pipeline = _NONE_QUEUED
         self._unframed = 0
         self._idle_since = self.loop.time()
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_timer: Timer | None = None
+        self._rest_timer: Timer | None = None  # while a body comes in whose request is answered
 
     @classmethod
     def for_pipeline(cls, pipeline: Pipeline) -> type[Self]:
@@ -102,6 +114,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is no more."""
         self.framed()
+        self._rest_is_in()
         super().connection_lost(exc)
 
     def close_if_idle(self, now: float) -> None:
@@ -120,6 +133,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer has been written: serve what the client sent ahead, or wait for more."""
         self._idle_since = self.loop.time()
+        if self.parser is not None and not self.busy and not self.transport.is_closing() and self.cycle.more_body:
+            self._rest_bytes = max(REST_BYTES, self.relay.policy.requests.max_body_bytes)
+            self._rest_timer = self.relay.clock.call_later(REST_TIMEOUT_S, self.transport.close)
         if self.pipeline:
             super().on_response_complete()
         elif self.flow.read_paused and not self.transport.is_closing():
@@ -144,7 +160,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._unframed > limit:
             self._refuse(HeadersTooLarge(f"The request's headers have more than the {limit} bytes that are allowed."))
         elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+            self._head_timer = self.relay.clock.call_later(HEAD_TIMEOUT_S, self.transport.close)
 
     @property
     def offers_upgrade(self) -> bool:
@@ -183,11 +199,17 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Some of a body."""
         self.framed()
-        super().on_body(body)
+        if self._rest_timer is None:
+            super().on_body(body)
+            return
+        self._rest_bytes -= len(body)
+        if self._rest_bytes < 0:
+            self.transport.close()
 
     def on_message_complete(self) -> None:
         """A request is complete."""
         self.framed()
+        self._rest_is_in()
         if not self.offers_upgrade:
             super().on_message_complete()
 
@@ -198,9 +220,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def _rest_is_in(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+
     def _refuse(self, error: RelayError) -> None:
-        """Answer, unless another answer is under way on this connection, and close it."""
-        if not self.busy:
+        """Answer, unless another answer is under way or was given to this very request, and close the connection."""
+        if not self.busy and self._rest_timer is None:
             body = DIALECTS[CHAT_DIALECT].encode_error(error)
             headers = [
                 (b"content-type", b"application/json"),

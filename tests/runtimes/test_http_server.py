@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvicorn
 
-from relay.app import create_app
+from relay.app import CHAT_PATH, create_app
 from relay.clock import LoopClock
 from relay.pipeline import Pipeline
 from relay.policy.load import load
@@ -20,26 +20,31 @@ from relay.runtimes.fast_lane import FastLane, FastLaneClient
 from relay.stores.memory import MemoryStore
 from relay.telemetry.metrics import Metrics
 from relay.transports.sockets import SocketsTransport
-from tests.fakes import settle
+from tests.fakes import FakeClock, settle
 from tests.servers.chat import completion, request_body, whole
 from tests.servers.client import RawClient, ask, get, post
 from tests.servers.policies import ENVIRON, policy
+from tests.servers.relay import serve
 from tests.servers.upstream import Upstream, always, send
 from tests.servers.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from relay.clock import Clock
     from tests.servers.client import Answer
 
 LIMIT = 2048
 """`requests.max_header_bytes` of the relay under test."""
 
+BODY_LIMIT = 100_000
+"""Its `requests.max_body_bytes`."""
+
 
 @contextlib.asynccontextmanager
-async def serving(base_url: str = "http://127.0.0.1:9/v1") -> AsyncIterator[int]:
+async def serving(base_url: str = "http://127.0.0.1:9/v1", *, clock: Clock | None = None) -> AsyncIterator[int]:
     """A relay behind the container's own protocol; gives its port."""
-    async with server_of(base_url, keep_alive_s=60) as server:
+    async with server_of(base_url, keep_alive_s=60, clock=clock) as server:
         yield port_of(server)
 
 
@@ -50,15 +55,17 @@ def port_of(server: http_server.Server) -> int:
 
 
 @contextlib.asynccontextmanager
-async def server_of(base_url: str, *, keep_alive_s: int) -> AsyncIterator[http_server.Server]:
+async def server_of(
+    base_url: str, *, keep_alive_s: int, clock: Clock | None = None
+) -> AsyncIterator[http_server.Server]:
     """The same, as uvicorn's server."""
-    text = policy(base_url, requests={"max_header_bytes": LIMIT})
+    text = policy(base_url, requests={"max_header_bytes": LIMIT, "max_body_bytes": BODY_LIMIT})
     pipeline = Pipeline(
         load({"test.toml": text}, ENVIRON),
         transport=SocketsTransport(),
         store=MemoryStore(),
         observers=[],
-        clock=LoopClock(),
+        clock=clock or LoopClock(),
         rng=random.Random(0),
     )
     app = create_app(pipeline, metrics=Metrics(), admin_key=None)
@@ -193,14 +200,108 @@ async def test_connect_is_not_served() -> None:
     assert "CONNECT" in answer.error()["message"]
 
 
-async def test_a_head_that_dawdles_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_head_that_dawdles_is_cut_off() -> None:
     """A connection whose head does not get on is closed, one that says nothing is left alone."""
-    monkeypatch.setattr(http_server, "HEAD_TIMEOUT_S", 0.01)
-    async with serving() as port, await RawClient.connect(port) as slow, await RawClient.connect(port) as idle:
+    clock = FakeClock()
+    async with (
+        serving(clock=clock) as port,
+        await RawClient.connect(port) as slow,
+        await RawClient.connect(port) as idle,
+    ):
         await slow.send(b"GET /healthz HTTP/1.1\r\nhost: ")
+        await idle.send(get("/healthz"))
+        assert (await idle.whole()).status == 200
+        await clock.advance(http_server.HEAD_TIMEOUT_S)
         assert await slow.receive() == b""
         await idle.send(get("/healthz"))
         assert (await idle.whole()).status == 200
+
+
+def unfinished(path: str, body: bytes, *, length: int | None) -> bytes:
+    """A POST whose body goes on behind these first bytes of it; in chunks if no length is given."""
+    framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+    begun = b"%x\r\n%b\r\n" % (len(body), body) if length is None else body
+    return f"POST {path} HTTP/1.1\r\nhost: relay.test\r\n{framing}\r\n\r\n".encode() + begun
+
+
+TOO_MUCH = b" " * (BODY_LIMIT + 1)
+REFUSED = {
+    "below ASGI, in the middle of its body": (413, unfinished(CHAT_PATH, TOO_MUCH, length=4 * BODY_LIMIT)),
+    "below ASGI, in chunks": (413, unfinished(CHAT_PATH, TOO_MUCH, length=None)),
+    "by the application, in the middle of its body": (
+        413,
+        unfinished("/relay/explain", TOO_MUCH, length=4 * BODY_LIMIT),
+    ),
+    "by the application, in chunks": (413, unfinished("/relay/explain", TOO_MUCH, length=None)),
+    "by the application, by its head": (405, unfinished("/healthz", b"{", length=4 * BODY_LIMIT)),
+}
+"""Requests that are answered before their body is complete."""
+
+
+@pytest.mark.parametrize(("status", "begun"), REFUSED.values(), ids=REFUSED)
+async def test_a_refused_body_that_dawdles_is_cut_off(status: int, begun: bytes) -> None:
+    """Whose answer is given may send the rest of its body for a while, and not for ever, however it trickles."""
+    clock = FakeClock()
+    async with (
+        server_of("http://127.0.0.1:9/v1", keep_alive_s=60, clock=clock) as server,
+        await RawClient.connect(port_of(server)) as client,
+    ):
+        await client.send(begun)
+        assert (await client.whole()).status == status
+        trickle = b"1\r\n \r\n" if b"chunked" in begun else b" "
+        for _ in range(3):
+            await clock.advance(http_server.REST_TIMEOUT_S / 4)
+            await client.send(trickle)
+            assert server.server_state.connections
+        await clock.advance(http_server.REST_TIMEOUT_S / 4)
+        assert await client.receive() == b""
+
+
+async def test_a_body_refused_by_its_head_is_cut_off() -> None:
+    """The same for a client that is not known, which is told so before any of its body was read."""
+    clock = FakeClock()
+    text = policy("http://127.0.0.1:9/v1", access={"open": False}, keys={"one": {"sha256": "0" * 64}})
+    async with serve(text, clock=clock) as running, await RawClient.connect(running.port) as client:
+        await client.send(unfinished(CHAT_PATH, b"{", length=BODY_LIMIT))
+        assert (await client.whole()).status == 401
+        await clock.advance(http_server.REST_TIMEOUT_S)
+        assert await client.receive() == b""
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, "/relay/explain"])
+async def test_a_refused_body_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """However fast the rest of a body comes, no more than so much of it is read."""
+    monkeypatch.setattr(http_server, "REST_BYTES", BODY_LIMIT)
+    async with serving() as port, await RawClient.connect(port) as client:
+        await client.send(unfinished(path, TOO_MUCH, length=200 * BODY_LIMIT))
+        assert (await client.whole()).status == 413
+        with contextlib.suppress(ConnectionError):
+            for _ in range(198):
+                await client.send(TOO_MUCH)
+        while not client.answer.end:
+            await client.receive()
+
+
+async def test_the_rest_of_a_refused_body_gets_no_answer_of_its_own() -> None:
+    """Chunks that are none, behind an answer, end the connection and nothing else."""
+    async with serving() as port, await RawClient.connect(port) as client:
+        await client.send(unfinished(CHAT_PATH, TOO_MUCH, length=None))
+        assert (await client.whole()).status == 413
+        await client.send(b"no chunk\r\n")
+        assert await client.receive() == b""
+
+
+async def test_a_refused_body_that_ends_leaves_the_connection_open() -> None:
+    """Once the rest is in, the connection is as good as any."""
+    clock = FakeClock()
+    async with serving(clock=clock) as port, await RawClient.connect(port) as client:
+        await client.send(unfinished("/relay/explain", TOO_MUCH, length=len(TOO_MUCH) + 1))
+        assert (await client.whole()).status == 413
+        await client.send(b" ")
+        await settle()
+        await clock.advance(http_server.REST_TIMEOUT_S)
+        await client.send(get("/healthz"))
+        assert (await client.whole()).status == 200
 
 
 async def test_a_connection_that_never_asks_is_closed_at_last() -> None:
