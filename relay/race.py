@@ -142,23 +142,21 @@ class Race:
 
     def _rival_for(self, first: Attempt, queue: list[Planned]) -> Model | None:
         """Who may start beside an attempt that takes too long; None if nobody should."""
-        hedge, ledger = self._hedge, self._ledger
+        ledger = self._ledger
         if self._stopped:
             return None
         ledger.waited(too_long=True)
         self._overdue = True
         if not queue or queue[0].model == first.trial.model.name or queue[0].backoff_s:
             return None
-        rival = self._served.policy.models[queue[0].model]
+        served, asked, rival = self._served, first.trial.model.name, queue[0].model
         now = self._clock.now()
-        prices = [self._prices[model.name] for model in (first.trial.model, rival)]
-        wants, upstream = self._wants, self._served.upstreams[rival.name]
-        usd = duplicate_usd(hedge, ledger, upstream, prices, wants.prompt_tokens, wants.output_tokens, now)
+        usd = duplicate_usd(self._hedge, ledger, served.upstreams, self._prices, asked, rival, self._wants, now)
         if usd is None:
             return None
         self._pending_usd = usd
         ledger.pending += usd
-        return rival
+        return served.policy.models[rival]
 
     def _release_pending(self, _: object = None) -> None:
         """What the duplicate really cost is known, and in the ledger."""

@@ -365,7 +365,7 @@ class _Replay:
         self, record: RequestRecord, own: Sequence[_Seen], route: Route, wants: Wants, decision: Decision
     ) -> _Course:
         """As the exchange goes through a plan, without its waits before a model is asked again."""
-        course, left = _Course(), list(own)
+        course, left, ledger = _Course(), list(own), self._ledgers[route.name]
         prompt_tokens, _ = _sizes(record, wants)
         queue = list(itertools.islice(itertools.cycle(decision.order), route.attempts))
         waited_s, asked = 0.0, 0
@@ -376,11 +376,15 @@ class _Replay:
             asked += 1
             after_s = self._hedge_after_s(record, route, decision, name, queue)
             if racing[0][1].output_s > after_s and racing[0][1].over_s > after_s:
-                if self._may_hedge(route, name, queue[0], wants, record.at):
+                ledger.waited(too_long=True)
+                usd = duplicate_usd(
+                    route.hedge, ledger, self._standings, self._prices[route.name], name, queue[0], wants, record.at
+                )
+                if usd is not None:
                     course.hedged = True
                     racing.append((after_s, self._course_of(record, left, queue.pop(0))))
             elif route.hedge is not None:
-                self._ledgers[route.name].waited(too_long=False)
+                ledger.waited(too_long=False)
             start_s, winner = min(racing, key=lambda raced: raced[0] + raced[1].output_s)
             for _, loser in racing:
                 if loser is not winner and (loser.output_s < inf or winner.output_s < inf):
@@ -429,16 +433,6 @@ class _Replay:
         measured = queue[0] if decision.first_by == "explore" and name == decision.order[0] else name
         speed = self._standings[measured].speed
         return speed.tail(route.hedge.after, record.at) if speed else inf
-
-    def _may_hedge(self, route: Route, first: str, second: str, wants: Wants, now: float) -> bool:
-        ledger, prices = self._ledgers[route.name], self._prices[route.name]
-        ledger.waited(too_long=True)
-        standing, both = self._standings[second], (prices[first], prices[second])
-        return (
-            route.hedge is not None
-            and duplicate_usd(route.hedge, ledger, standing, both, wants.prompt_tokens, wants.output_tokens, now)
-            is not None
-        )
 
     # --- money ---
 

@@ -357,13 +357,9 @@ class Relay(Silent):
     def may_hedge(self, arrival: Arrival, first: str, second: str, now: float) -> bool:
         """As the exchange does it."""
         self._ledger.waited(too_long=True)
-        hedge, standing = self._route.hedge, self._standings[second]
-        both = (self._world.prices[first], self._world.prices[second])
-        return (
-            hedge is not None
-            and duplicate_usd(hedge, self._ledger, standing, both, arrival.prompt_tokens, arrival.output_tokens, now)
-            is not None
-        )
+        hedge, prices = self._route.hedge, self._world.prices
+        wants = Wants(prompt_tokens=arrival.prompt_tokens, output_tokens=arrival.output_tokens)
+        return duplicate_usd(hedge, self._ledger, self._standings, prices, first, second, wants, now) is not None
 
     def started(self, name: str, now: float) -> None:
         """Breaker, rate limits, waits."""

@@ -16,10 +16,10 @@ from relay.policy.decide import Outlook
 from relay.wire.rate_limits import rooms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from relay.limits.hedging import Ledger
-    from relay.messages import Headers
+    from relay.messages import Headers, Wants
     from relay.policy.compiled import Breaker, Hedge, Price
 
 MAX_LEFT_ALONE_S = 60.0
@@ -279,28 +279,31 @@ class Upstream:
 
 
 def duplicate_usd(
-    hedge: Hedge,
+    hedge: Hedge | None,
     ledger: Ledger,
-    second: Upstream,
-    prices: Iterable[Price],
-    prompt_tokens: float,
-    output_tokens: float,
+    upstreams: Mapping[str, Upstream],
+    prices: Mapping[str, Price],
+    first: str,
+    second: str,
+    wants: Wants,
     now: float,
 ) -> float | None:
     """What a request may cost for being sent twice, USD; None if it must not be.
 
     Args:
-        hedge: what the route allows.
+        hedge: what the route allows; None is never.
         ledger: of the route.
+        upstreams: by model name.
+        prices: likewise.
+        first: who was sent it.
         second: who would be sent it too.
-        prices: of both who would then have it; either may be the one that is cancelled.
-        prompt_tokens: of the request.
-        output_tokens: expected.
-        now: seconds on the clock of ledger and upstream.
+        wants: what was decided on.
+        now: seconds on the clock of ledger and upstreams.
     """
-    if second.strained or second.refuses(prompt_tokens + output_tokens, now):
+    rival = upstreams[second]
+    if hedge is None or rival.strained or rival.refuses(wants.prompt_tokens + wants.output_tokens, now):
         return None
-    usd = max(price.of(prompt_tokens, 0.0) for price in prices)
+    usd = max(prices[name].of(wants.prompt_tokens, 0.0) for name in (first, second))  # either may be cancelled
     return usd if ledger.allows(usd, hedge.max_extra_cost, now, after=hedge.after) else None
 
 

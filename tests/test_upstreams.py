@@ -2,10 +2,12 @@ import msgspec
 import pytest
 
 from relay.errors import ConnectFailed, UpstreamRefused
+from relay.limits.hedging import Ledger
 from relay.limits.speed import SpeedSnapshot
-from relay.policy.compiled import Breaker, Expectation
+from relay.messages import Wants
+from relay.policy.compiled import Breaker, Expectation, Hedge, Price
 from relay.policy.decide import Outlook
-from relay.upstreams import CACHE_S, MAX_LEFT_ALONE_S, MAX_PREFIXES, Upstream
+from relay.upstreams import CACHE_S, MAX_LEFT_ALONE_S, MAX_PREFIXES, Upstream, duplicate_usd
 
 LIMITS = Breaker(failures=2, open_s=10.0)
 
@@ -190,3 +192,20 @@ def test_a_speed_that_matters_to_no_route_is_kept_until_it_does():
     assert later.snapshot(20) == snapshot
     later.watch(Expectation())
     assert expected(later).ttft_s == pytest.approx(expected(seen).ttft_s)
+
+
+def test_what_being_sent_twice_may_cost():
+    """A prompt at the dearer price of both, whoever is first; never where no hedge is, or the second refuses."""
+    upstreams, ledger = {"dear": Upstream(), "cheap": Upstream()}, Ledger()
+    prices = {"dear": Price(3.0, 3.0, 9.0), "cheap": Price(1.0, 1.0, 1.0)}
+    ledger.spend(1000.0, 0.0, twice=False)
+
+    def usd(first: str, second: str, *, hedges: bool = True) -> float | None:
+        hedge, wants = Hedge(0.95, 0.05) if hedges else None, Wants(prompt_tokens=10, output_tokens=50.0)
+        return duplicate_usd(hedge, ledger, upstreams, prices, first, second, wants, 0.0)
+
+    assert usd("cheap", "dear") == usd("dear", "cheap") == 30.0
+    assert usd("cheap", "dear", hedges=False) is None
+    upstreams["dear"].answered([(b"x-ratelimit-remaining-tokens", b"59"), (b"x-ratelimit-reset-tokens", b"9s")], 0.0)
+    assert usd("cheap", "dear") is None
+    assert usd("dear", "cheap") == 30.0
