@@ -34,7 +34,7 @@ from relay.errors import (
     UpstreamRefused,
     may_retry,
 )
-from relay.explain import explained, sized
+from relay.explain import explained_to_sender
 from relay.lessons import account, learn
 from relay.messages import Attempt as Planned
 from relay.messages import (
@@ -209,7 +209,7 @@ class Exchange:
         chooser = Chooser(route, self._served.upstreams)  # of its own: explorations are for requests that are sent
         self._sizing = self._size(request)
         decision, wants = self._decide(request, route, chooser, self._pipeline.clock.now())
-        return explained(decision, wants) | (sized(self._sizing, route.candidates) if self._sizing else {})
+        return explained_to_sender(decision, wants, self._sizing, route.candidates)
 
     def refuse(self, error: RelayError) -> None:
         """Answer with an error without having run."""

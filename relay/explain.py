@@ -40,16 +40,23 @@ def explained(decision: Decision, wants: Wants) -> dict[str, Any]:
     }
 
 
-def sized(sizing: Sizing, models: Sequence[Model]) -> dict[str, Any]:
-    """What a request was taken for, and what each model's answer would be given; lengths are tokens.
+def explained_to_sender(
+    decision: Decision, wants: Wants, sizing: Sizing | None, models: Sequence[Model]
+) -> dict[str, Any]:
+    """As `explained`; and what the request was taken for, and what each model's answer would be given, in tokens.
 
     The features that spoke are pieces of the prompt, and cells name its application: for its sender alone.
 
     Args:
-        sizing: of the request.
+        decision: to explain.
+        wants: what was decided on.
+        sizing: of the request; None where the policy neither tells intents nor sets budgets.
         models: candidates of its route.
     """
-    return {
+    shown = explained(decision, wants)
+    if sizing is None:
+        return shown
+    return shown | {
         "intent": {
             "label": sizing.intent.label,
             "confidence": sizing.intent.confidence,

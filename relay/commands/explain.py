@@ -12,7 +12,7 @@ from relay.commands import tables
 from relay.commands.base import format_option, held, policy_option
 from relay.dialects import DIALECTS
 from relay.errors import RelayError, UnknownModel
-from relay.explain import explained, sized
+from relay.explain import explained_to_sender
 from relay.limits.experience import Experience
 from relay.policy.decide import Chooser
 from relay.sizing import Sizer
@@ -79,7 +79,7 @@ def _explained(
     sizing = None if sizer is None else sizer.size(request, dialect, key.name if key else "")
     wants = wants_of(request, route, dialect, headers, key, sizing)
     decision = Chooser(route, upstreams).decide(wants, 0.0, rng)
-    return explained(decision, wants) | (sized(sizing, route.candidates) if sizing else {})
+    return explained_to_sender(decision, wants, sizing, route.candidates)
 
 
 def _print(shown: dict[str, Any]) -> None:
