@@ -86,7 +86,7 @@ def check(
     tables = Tables(read(files))
     policy = _Compiler(tables, environ, price_of).policy(_version(files))
     findings = tuple(sorted(tables.findings, key=lambda finding: (finding.file, finding.line)))
-    return (None if any(finding.severity == "error" for finding in findings) else policy), findings
+    return (None if tables.broken else policy), findings
 
 
 def _version(files: Mapping[str, str]) -> str:
@@ -123,7 +123,8 @@ class _Compiler:
         providers = self._providers(provider_tables)
         route_tables = list(self._tables.routes())
         priced = {name for _, table in route_tables if _counts_money(table) for name in table.candidates}
-        models = self._models(provider_tables, providers, priced)
+        model_tables = dict(self._tables.named("models", schema.Model))
+        models = self._models(provider_tables, providers, model_tables, priced)
         routes = self._routes(route_tables, models)
         keys = self._keys()
         if not access.open and not self._tables.names("keys") and self._tables.complete:
@@ -132,7 +133,7 @@ class _Compiler:
                 "no keys, and not open: nobody could call. `relay keys new` makes a key and prints what to put under "
                 "[keys.NAME]; [access] with open = true serves requests without one",
             )
-        return Policy(
+        policy = Policy(
             version=version,
             open=access.open,
             providers=providers,
@@ -146,6 +147,9 @@ class _Compiler:
             skipped=tuple((name, f"{variable} is not set") for name, variable in self._unset.items()),
             intents=self._intents(),
         )
+        if policy.intents is not None and not self._tables.broken:
+            self._check_heeded(policy.intents, [table for _, table in route_tables], model_tables)
+        return policy
 
     # --- providers -------------------------------------------------------------------------------------------
 
@@ -249,6 +253,7 @@ class _Compiler:
         self,
         provider_tables: Mapping[str, schema.Provider],
         providers: Mapping[str, compiled.Provider],
+        tables: Mapping[str, schema.Model],
         priced: Collection[str],
     ) -> dict[str, compiled.Model]:
         """All that can be used.
@@ -256,10 +261,11 @@ class _Compiler:
         Args:
             provider_tables: of all providers.
             providers: those that can be used.
+            tables: of all models.
             priced: names of models whose price matters to a route.
         """
         models = {}
-        for name, table in self._tables.named("models", schema.Model):
+        for name, table in tables.items():
             path: Path = ("models", name)
             self._tables.refer((*path, "provider"), table.provider, "providers")
             layers: list[tuple[Path, schema.Table]] = [((*path, "timeouts"), table.timeouts)]
@@ -446,6 +452,36 @@ class _Compiler:
         if all(rule.idle for rule in rules.values()):
             return None
         return compiled.Intents(rules, classifier.default, classifier.min_confidence)
+
+    def _check_heeded(
+        self, intents: compiled.Intents, routes: Sequence[schema.Route], models: Mapping[str, schema.Model]
+    ) -> None:
+        """Warn of what intents ask for that no model has, those included that are left out in this environment."""
+        tiers = {route.name: {models[name].tier for name in route.candidates} for route in routes}
+        ranked = {route: max(found) for route, found in tiers.items() if len(found) > 1}
+        takes_effort = any(model.effort != "off" and "reasoning" in (model.features or ()) for model in models.values())
+        takes_verbosity = any(model.verbosity for model in models.values())
+        for label in self._tables.names("intents"):
+            rules, path = intents.rules[label], ("intents", label)
+            too_low = [route for route, best in ranked.items() if best < rules.min_tier]
+            if rules.min_tier and not ranked:
+                self._tables.warning((*path, "min_tier"), "has no effect: no route has candidates of different tiers")
+            elif too_low:
+                self._tables.warning(
+                    (*path, "min_tier"),
+                    f"found {rules.min_tier}, but no candidate of {listed(too_low)} has that tier or a higher one; the "
+                    "best there are serve instead",
+                )
+            if rules.effort and not takes_effort:
+                self._tables.warning(
+                    (*path, "effort"),
+                    'has no effect: no model takes one; features = ["reasoning"] says that a model does, unless its '
+                    'effort is "off"',
+                )
+            if rules.verbosity and not takes_verbosity:
+                self._tables.warning(
+                    (*path, "verbosity"), "has no effect: no model takes it; verbosity = true says that one does"
+                )
 
     def _budget_rules(self, *layers: tuple[Path, schema.Budgets]) -> BudgetRules:
         """Budgets are off in a set that does not speak of them."""

@@ -114,6 +114,11 @@ class Tables:
 
     # --- noting ----------------------------------------------------------------------------------------------
 
+    @property
+    def broken(self) -> bool:
+        """Whether an error was noted: the set does not load."""
+        return any(finding.severity == "error" for finding in self.findings)
+
     def error(self, path: Path, message: str) -> None:
         """Note what keeps the set from loading."""
         self._note(path, message, "error")

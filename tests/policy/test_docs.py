@@ -64,12 +64,16 @@ def test_row_agrees_with_the_schema(key: str) -> None:
 
 
 EXAMPLES = re.findall(r"^```toml\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+_MODEL = {"provider": "local", "price": {"input": 1, "output": 2}}
 AROUND: dict[str, Any] = {
     "version": 1,
     "access": {"open": True},
     "providers": {name: {"dialect": "openai", "base_url": "http://127.0.0.1"} for name in ("openai", "local")},
-    "models": {name: {"provider": "local", "price": {"input": 1, "output": 2}} for name in ("large", "small")},
-    "routes": [{"name": "auto", "candidates": ["large"]}],
+    "models": {
+        "large": {**_MODEL, "tier": 2, "features": ["reasoning"], "verbosity": True},
+        "small": _MODEL,
+    },
+    "routes": [{"name": "auto", "candidates": ["large", "small"]}],
     "budgets": {},
 }
 ENVIRON = {"OPENAI_API_KEY": "key", "AZURE_OPENAI_API_KEY": "key"}

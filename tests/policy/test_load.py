@@ -589,3 +589,47 @@ def test_what_is_said_of_intents(text: str, said: str) -> None:
     """Mistakes name the key, what was found and what is allowed."""
     (finding,) = check({"p": START + text}, {})[1]
     assert str(finding).removeprefix("p:").startswith(said)
+
+
+TIERS = """\
+[models.low]
+provider = "one"
+[models.high]
+provider = "one"
+tier = 2
+[[routes]]
+name = "auto"
+candidates = ["low", "high"]
+[[routes]]
+name = "fast"
+candidates = ["low", "small"]
+[intents.code]
+"""  # lines 8 to 19
+
+
+ASKED = [
+    (TIERS + "min_tier = 2", []),
+    (TIERS + "min_tier = 3", ["20: warning: intents.code.min_tier: found 3, but no candidate of auto has that tier or a higher one; the best there are serve instead"]),
+    ("[intents.code]\nmin_tier = 1", ["9: warning: intents.code.min_tier: has no effect: no route has candidates of different tiers"]),
+    ('features = ["reasoning"]\n[intents.code]\neffort = "low"', []),
+    ('features = ["tools"]\n[intents.code]\neffort = "low"', ['10: warning: intents.code.effort: has no effect: no model takes one; features = ["reasoning"] says that a model does, unless its effort is "off"']),
+    ('features = ["reasoning"]\neffort = "off"\n[intents.code]\neffort = "low"', ['11: warning: intents.code.effort: has no effect: no model takes one; features = ["reasoning"] says that a model does, unless its effort is "off"']),
+    ('verbosity = true\n[intents.code]\nverbosity = "low"', []),
+    ('[intents.code]\nverbosity = "low"', ["9: warning: intents.code.verbosity: has no effect: no model takes it; verbosity = true says that one does"]),
+    ('[intents.code]\neffort = "low"\n[streams]\nnone = 1', ["11: error: streams.none: unknown key; allowed are keep_alive_s, on_disconnect, drain_max_bytes, drain_max_s, recover"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "said"), ASKED)
+def test_what_intents_ask_of_no_model(text: str, said: list[str]) -> None:
+    """A tier, an effort or a verbosity that no model has is a warning; a set with an error is not searched for it."""
+    assert added(text) == said
+
+
+def test_models_left_out_are_looked_at() -> None:
+    """What intents ask for is held against the set as written: an environment without a key brings no warning."""
+    optional = OPTIONAL.replace("[[routes]]", "tier = 2\nverbosity = true\n[[routes]]", 1)
+    policy, found = check({"p": START + optional + '[intents.code]\nmin_tier = 2\nverbosity = "low"'}, {})
+    assert policy is not None
+    assert policy.skipped
+    assert [finding.key for finding in found] == ["routes.large-only"]
