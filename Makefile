@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: help install serve test check bench bench-peers bench-routing eval lock
 
 help:  ## What can be made.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED)  ## .venv with Relay and all it needs.
 
@@ -24,12 +24,12 @@ test: $(INSTALLED)  ## All tests. One of them: make test ARGS=tests/wire/test_ss
 check: $(INSTALLED)  ## Lint, types, import rules, docs against code.
 	@scripts/check
 
-bench: $(INSTALLED)  ## What Relay costs, against nginx; needs two quiet CPUs, cc and about 15 minutes.
+bench: $(INSTALLED)  ## What Relay costs, against nginx; needs two quiet CPUs, cc and about 20 minutes.
 	python -m bench.run --output bench/results/bench.json
 	python -m bench.plots bench/results/bench.json docs/img
 	python -m bench.pages bench/results/bench.json docs/performance.md README.md
 
-bench-peers: $(INSTALLED)  ## The same against other gateways, each installed into .cache/bench first.
+bench-peers: $(INSTALLED)  ## The same against other gateways, each installed into .cache/bench first; over an hour.
 	python -m bench.run --peers --output bench/results/peers.json
 	python -m bench.plots bench/results/peers.json docs/img
 	python -m bench.pages bench/results/peers.json docs/performance.md README.md

@@ -25,7 +25,7 @@ _OTHERS = "#8fa3bf"
 _RELAY = "#e0672d"
 _LINE_COLOURS = {"relay": _RELAY, "nginx": "#3f7fbf"}
 _WHOLE_NUMBERS_FROM = 100
-_ROW = 26
+_ROW, _LINE_HEIGHT = 26, 15
 _FONT = "font-family='system-ui, sans-serif' font-size='13'"
 
 Points = list[tuple[float, float]]
@@ -60,7 +60,7 @@ def _pictures(results: report.Results) -> Iterable[tuple[str, str]]:
         yield "growth-prompt", _lines("CPU per request, µs, by size of the prompt", lines, _bytes)
     stream = {10: "cpu-stream-10", 200: "cpu-stream-200", 2000: "cpu-stream-2000"}
     if lines := _series(results, stream):
-        yield "growth-stream", _lines("CPU per stream, µs, by number of chunks (sent at once)", lines, "{:,.0f}".format)
+        yield "growth-stream", _lines("CPU per stream sent at once, µs, by number of chunks", lines, "{:,.0f}".format)
     memory = {
         server: [(float(run.streams), run.peak_bytes / 1e6) for run in runs if run.prompt_bytes == SMALL_PROMPT]
         for server, runs in results.streams.items()
@@ -118,7 +118,8 @@ def _lines(title: str, series: Mapping[str, Points], label: Callable[[float], st
         parts.append(_text(left - 8, y + 4, f"{decade:,.0f}", anchor="end"))
         decade *= 10
     parts += [_text(place(x, floor)[0], top + height + 20, label(x), anchor="middle") for x in xs]
-    for name, points in series.items():
+    label_y = -math.inf
+    for name, points in sorted(series.items(), key=lambda line: -line[1][-1][1]):
         colour = _LINE_COLOURS.get(name, _OTHERS)
         placed = [place(x, y) for x, y in points]
         parts += [
@@ -126,7 +127,8 @@ def _lines(title: str, series: Mapping[str, Points], label: Callable[[float], st
             for (a, b), (c, d) in pairwise(placed)
         ]
         parts += [f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3.5' fill='{colour}'/>" for x, y in placed]
-        parts.append(_text(placed[-1][0] + 8, placed[-1][1] + 4, name, colour=colour))
+        label_y = max(label_y + _LINE_HEIGHT, placed[-1][1] + 4)  # lines that end together would share a place
+        parts.append(_text(placed[-1][0] + 8, label_y, name, colour=colour))
     return _picture(f"{title} (both logarithmic)", left + width + 110, top + height + 40, parts)
 
 

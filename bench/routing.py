@@ -295,8 +295,8 @@ def table(means: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-LABEL_WIDTH, LINE_HEIGHT = 190, 14
-"""Of a name in the picture: none is written over another."""
+LABEL_WIDTH, LINE_HEIGHT, LEADER = 190, 14, 18
+"""Of a name in the picture, and of the line that leads to it: none is written over another, nor over a point."""
 
 
 def picture(means: dict[str, dict[str, float]]) -> str:
@@ -306,7 +306,7 @@ def picture(means: dict[str, dict[str, float]]) -> str:
     times = [figure[key] for figure in means.values() for key in ("ttft_p95_ms", "ttft_p99_ms")]
 
     def x(usd: float) -> float:
-        return left + (width - left - 215) * log(usd / min(costs)) / log(max(costs) / min(costs))
+        return left + (width - left - 235) * log(usd / min(costs)) / log(max(costs) / min(costs))
 
     def y(ms: float) -> float:
         return top + (height - top - 50) * log(max(times) / ms) / log(max(times) / min(times))
@@ -322,7 +322,7 @@ def picture(means: dict[str, dict[str, float]]) -> str:
             f"{min(times):.0f} … {max(times):.0f}</text>"
         ),
     ]
-    points = [(x(figure["usd_per_1000"]), y(figure["ttft_p95_ms"])) for figure in means.values()]
+    points = [x(usd) for usd in costs]
     labels: list[tuple[float, float]] = []
     for name, figure in sorted(means.items(), key=lambda item: y(item[1]["ttft_p95_ms"])):
         colour = "#e0672d" if name.startswith("relay") else "#3f7fbf" if name.startswith("LiteLLM") else "#8fa3bf"
@@ -331,13 +331,12 @@ def picture(means: dict[str, dict[str, float]]) -> str:
         while any(abs(at - x_of) < LABEL_WIDTH and abs(below - y_of) < LINE_HEIGHT for x_of, y_of in labels):
             below += 1
         labels.append((at, below))
-        beside = max(
-            x_of for x_of, y_of in points if 0 <= x_of - at < LINE_HEIGHT * 3 and abs(y_of - p95) < LINE_HEIGHT
-        )
+        beside = max(x_of for x_of in points if 0 <= x_of - at < LABEL_WIDTH) + LEADER
         parts += [
             f"<line x1='{at:.0f}' x2='{at:.0f}' y1='{p95:.0f}' y2='{p99:.0f}' stroke='{colour}'/>",
+            f"<path d='M{at:.0f} {p95:.0f}L{beside:.0f} {below - 4:.0f}' stroke='{colour}' opacity='.5'/>",
             f"<circle cx='{at:.0f}' cy='{p95:.0f}' r='5' fill='{colour}'/>",
-            f"<text x='{beside + 9:.0f}' y='{below:.0f}' fill='{colour}'>{name}</text>",
+            f"<text x='{beside + 4:.0f}' y='{below:.0f}' fill='{colour}'>{name}</text>",
         ]
     return "\n".join([*parts, "</svg>\n"])
 

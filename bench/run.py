@@ -122,12 +122,17 @@ class _Wanted:
 def _wanted(only: Sequence[str], factor: float, times: int) -> _Wanted:
     """All of it, or what `--only` names."""
     patterns = [name for name in only if name not in _PARTS]
-    names = {
-        need
-        for figure in FIGURES
-        for need in figure.needs
-        if not only or any(fnmatch.fnmatch(name, pattern) for name in (figure.name, need) for pattern in patterns)
-    }
+    names: set[str] = set()
+    for pattern in patterns if only else ["*"]:
+        matched = {
+            need
+            for figure in FIGURES
+            for need in figure.needs
+            if any(fnmatch.fnmatch(name, pattern) for name in (figure.name, need))
+        }
+        if not matched:
+            raise click.UsageError(f"--only {pattern}: no figure, scenario or part has that name")
+        names |= matched
     return _Wanted(
         scenarios=[scenario for scenario in SCENARIOS.values() if scenario.name in names],
         parts=[part for part in _PARTS if not only or part in only],
@@ -222,8 +227,8 @@ def _run_capacity(bench: Bench, results: report.Results, console: Console) -> No
 @click.option(
     "--only", multiple=True, help="Figures, scenarios (globs) or parts: memory, slow-reader, capacity. Repeatable."
 )
-@click.option("--servers", help="Comma-separated; default: direct,nginx,relay.")
-@click.option("--peers", is_flag=True, help="Add every peer; each is installed first, into .cache/bench.")
+@click.option("--servers", help=f"Comma-separated, of {', '.join([*SERVERS, *PEERS])}. Default: {','.join(SERVERS)}.")
+@click.option("--peers", is_flag=True, help="Every peer too; each is installed first, into .cache/bench.")
 @click.option("--times", default=5, show_default=True, help="Runs of the slow reader.")
 @click.option(
     "--python", help="Interpreter for servers in Python: a path, 3.13 or 3.14 (Debian's, fetched). Default: a PGO one."
@@ -242,6 +247,8 @@ def main(
 ) -> None:
     """Measure what Relay costs, against nginx and against other gateways."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    if servers and peers:
+        raise click.UsageError("--servers names all servers, peers too; --peers is for when it is absent")
     names = servers.split(",") if servers else [*SERVERS, *(PEERS if peers else ())]
     if unknown := set(names) - {*SERVERS, *PEERS}:
         raise click.UsageError(f"unknown servers: {', '.join(sorted(unknown))}; known: {', '.join([*SERVERS, *PEERS])}")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
-from bench import pages, plots, report
+from bench import pages, plots, report, run
 from bench.capacity import Capacity
 from bench.figures import FIGURES, SCENARIOS, Sample
 from bench.interpreter import Interpreter
@@ -133,6 +134,38 @@ def test_plots_are_pictures(tmp_path):
         root = ET.parse(path).getroot()  # noqa: S314 - we wrote it
         assert root.find("{http://www.w3.org/2000/svg}title") is not None
         assert "relay" in "".join(root.itertext())
+
+
+def test_names_of_lines_that_end_together_are_apart(tmp_path):
+    """Two servers with the same memory have names that can both be read."""
+    found = full()
+    found.streams["nginx"] = found.streams["relay"]
+    plots.draw(found, tmp_path)
+    texts = ET.parse(tmp_path / "memory-streams.svg").getroot().iter("{http://www.w3.org/2000/svg}text")  # noqa: S314 - we wrote it
+    nginx, relay = sorted(float(text.attrib["y"]) for text in texts if text.text in {"nginx", "relay"})
+    assert relay - nginx >= 13  # the size of the font
+
+
+def test_the_headline_has_relay_with_and_without_its_full_policy():
+    """Both lines stand out among the peers', which have their versions."""
+    found = full()
+    found.context.versions["litellm"] = "1.0"
+    names = [row[0] for row in report.headline_grid(found).rows]
+    assert {"**relay**", "**relay-single**", "litellm 1.0"} <= set(names)
+
+
+def test_a_bar_without_a_stretch_is_a_bar():
+    """What nobody promised is not said to be reached."""
+    verdicts = {row[0]: row[-1] for row in report.targets_grid(full()).rows}
+    assert verdicts["5,000 slow streams: complete"] == "bar"
+
+
+@pytest.mark.parametrize("arguments", [["--only", "tpyo"], ["--servers", "nginx", "--peers"], ["--servers", "ngnix"]])
+def test_what_the_bench_cannot_do_is_refused(arguments):
+    """A name that nothing has, or options of which one would be ignored, end the run before it begins."""
+    done = CliRunner().invoke(run.main, arguments)
+    assert done.exit_code == 2
+    assert "Error" in done.output
 
 
 def test_pages_are_filled():
