@@ -14,6 +14,7 @@ from relay.errors import (
     RequestTooLarge,
     UnknownModel,
 )
+from relay.wants import HEDGE, NEVER, SHOWN
 from relay.wire.splice import is_deeper
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from relay.messages import ChatRequest
     from relay.policy.compiled import Policy, RequestLimits, Route
     from relay.served import Served
-
-SHOWN_NAME = 80
-"""Characters of a model name that are repeated in an error; a client may send anything as one."""
 
 KNOWN_ROUTES = 16
 """Models whose route a head remembers: clients ask for a few. A name that only a glob matches may be any."""
@@ -51,6 +49,9 @@ def check_head(head: Head, served: Served) -> None:
         )
     if head.key is None and b"origin" in head.fields:
         _check_page(head)
+    if head.fields.get(HEDGE, NEVER) != NEVER:
+        shown = head.fields[HEDGE].decode("latin-1")[:SHOWN]
+        raise InvalidRequest(f"x-relay-hedge is {shown!r}; allowed is never.", param=HEDGE.decode())
 
 
 def _check_page(head: Head) -> None:
@@ -94,7 +95,7 @@ def find_route(request: ChatRequest, head: Head, policy: Policy) -> Route:
     key = head.key
     route = policy.route_for(request.model, key.name if key else "", head.path, head.fields)
     if route is None:
-        shown = request.model[:SHOWN_NAME]
+        shown = request.model[:SHOWN]
         raise UnknownModel(f"No route serves the model {shown!r}; GET /v1/models lists what is.", param="model")
     if key is not None and not key.may_use(route.name):
         raise PermissionDenied(f"The key {key.name!r} may not use {route.name!r}.", param="model")

@@ -2,7 +2,7 @@
 
 RelayError
 ├── RequestRejected              the client's fault or its limits; nothing was sent upstream
-│   ├── InvalidRequest           the body or a field is not what the API takes
+│   ├── InvalidRequest           the body, a field or a header is not what the API takes
 │   ├── RequestTooLarge          the body is over `requests.max_body_bytes`
 │   ├── HeadersTooLarge          the headers are over `requests.max_header_bytes`
 │   ├── AuthenticationFailed     no key, or one the policy does not know
@@ -54,7 +54,7 @@ class RelayError(Exception):
 
     Args:
         message: what was wrong, where, and what to do, in one or two sentences. Never prompt text or a secret.
-        param: the request field at fault, if one is.
+        param: the field of the request's body, or the header, that is at fault, if it is one.
     """
 
     status: ClassVar[int] = 500
@@ -90,7 +90,7 @@ class RequestRejected(RelayError):
 
 
 class InvalidRequest(RequestRejected):
-    """The body is not JSON, or a field is not what the API takes."""
+    """The body is not JSON, or a field or a header is not what the API takes."""
 
 
 class RequestTooLarge(RequestRejected):

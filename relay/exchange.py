@@ -55,7 +55,7 @@ from relay.reservation import Reservation
 from relay.sizing import described
 from relay.stages import next_stage
 from relay.upstreams import PASSING
-from relay.wants import BYTES_PER_TOKEN, PREFER, wants_of
+from relay.wants import BYTES_PER_TOKEN, HEDGE, NEVER, PREFER, wants_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -77,9 +77,6 @@ BODY_TIMEOUT_S = 60.0
 
 ANSWER_TOKENS = 1024
 """What is reserved for an answer without a limit; 97 of 100 answers are shorter."""
-
-HEDGE = b"x-relay-hedge"
-"""Header by which a client says `never`: its request must not be sent twice at a time."""
 
 CHAT_DIALECT = "openai"
 """What clients of /v1/chat/completions speak."""
@@ -458,7 +455,7 @@ class Exchange:
 
     def _race_for(self, request: ChatRequest, route: str, hedge: Hedge) -> Race | None:
         """A race if this request, of a route that hedges, may be asked twice at a time at all."""
-        if self._wants is None or not request.stream or self.head.fields.get(HEDGE) == b"never":
+        if self._wants is None or not request.stream or self.head.fields.get(HEDGE) == NEVER:
             return None
         if self._continuation is not None and self._continuation.so_far is not None:
             return None  # somebody is reading: what two models would write next differs

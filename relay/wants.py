@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PREFER = b"x-relay-prefer"
 """Header by which a client says what matters to it."""
 
+HEDGE, NEVER = b"x-relay-hedge", b"never"
+"""Header by which a client says that its request must not be sent twice at a time, and all that it may say there."""
+
 BYTES_PER_TOKEN = 4
 """Of prompt JSON and of answer text: the rule of thumb where nobody counted."""
 
@@ -68,10 +71,12 @@ def wants_of(
 
 def _preference(route: Route, headers: Mapping[bytes, bytes], key: Key | None) -> str:
     if key is None or not key.prefer:
-        raise PermissionDenied("This key may not send x-relay-prefer; the policy allows it with `prefer = true`.")
+        raise PermissionDenied(
+            "This key may not send x-relay-prefer; the policy allows it with `prefer = true`.", param=PREFER.decode()
+        )
     preference = headers[PREFER].decode("latin-1").strip()
     names = [model.name for model in route.candidates]
     if preference not in PREFERENCES and preference not in names:
         allowed = ", ".join((*PREFERENCES, *names))
-        raise InvalidRequest(f"x-relay-prefer is {preference[:SHOWN]!r}; allowed are {allowed}.")
+        raise InvalidRequest(f"x-relay-prefer is {preference[:SHOWN]!r}; allowed are {allowed}.", param=PREFER.decode())
     return preference

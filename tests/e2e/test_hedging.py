@@ -200,6 +200,18 @@ async def test_not_hedged(front, why):
     assert answer.header(b"x-relay-attempts") == b"1"
 
 
+async def test_the_header_says_never_or_is_refused(front):
+    """Whatever else `x-relay-hedge` says is a 400 that names the header and what it may say, each time it comes."""
+    body = chat.request_body(stream=True)
+    async with scene(front, (WHOLE,), (WHOLE,)) as at:
+        for said in ("always", "always", "Never", ""):
+            answer = await ask(at.relay.port, post(body, ("x-relay-hedge", said)))
+            assert (answer.status, answer.error()["param"]) == (400, "x-relay-hedge")
+            assert answer.error()["message"] == f"x-relay-hedge is {said!r}; allowed is never."
+        assert (await ask(at.relay.port, post(body, ("x-relay-hedge", "never")))).status == 200
+        assert len(at.upstreams[0].received) == 1
+
+
 async def test_duplicates_stay_within_their_share(front):
     """Of many silent requests only so many are hedged as the share of the spend allows."""
     async with scene(front, (stall,), (WHOLE,), hedge={"after": "p95", "max_extra_cost": 0.1}) as at:

@@ -165,7 +165,9 @@ async def test_a_key_may_be_allowed_to_prefer(front, value, status, model):
             unknown = await asked(relay, ("x-relay-prefer", value))
     assert answer.status == status
     assert answer.header(b"x-relay-model") == model
-    assert unknown.status == 403
+    assert (unknown.status, unknown.error()["param"]) == (403, "x-relay-prefer")
+    if status != 200:
+        assert answer.error()["param"] == "x-relay-prefer"
 
 
 async def test_a_wait_is_known_before_it_ends(front):
