@@ -781,6 +781,7 @@ class Exchange:
             attempt.trial.budget if attempt is not None else None,
             segments,
             extensions,
+            error.param if outcome is Outcome.REJECTED and error else None,  # what an upstream names may quote anything
         )
         # These know this exchange: no cycles are left for the collector.
         self._attempt = self._race = self._continuation = None

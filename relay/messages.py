@@ -435,6 +435,7 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
         budget: what the answer was given; None if the policy sets none.
         segments: pieces that the client's answer was put together from; 1 as a rule, 0 if nothing came.
         extensions: those of them that followed because the relay's own budget was met, and not a failure.
+        param: name of the body's field, or of the header, for which the request was rejected; None if it was none.
     """
 
     id: str
@@ -462,3 +463,4 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     budget: Budget | None = None
     segments: int = 1
     extensions: int = 0
+    param: str | None = None

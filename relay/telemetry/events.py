@@ -69,6 +69,7 @@ class RequestEvent(msgspec.Struct, gc=False, omit_defaults=True):
     provider: str = ""
     upstream_model: str = ""
     error: str | None = None
+    param: str | None = None
     ttft_s: float | None = None
     upstream_ttft_s: float | None = None
     prompt_tokens: int | None = None
@@ -113,6 +114,7 @@ def request_event(record: RequestRecord) -> RequestEvent:
         record.provider,
         record.upstream_model,
         record.error,
+        record.param,
         None if record.ttft_s is None else _to_microseconds(record.ttft_s),
     )
     event.finish_reason = record.finish_reason
@@ -174,6 +176,8 @@ def console_line(record: RequestRecord, *, colour: bool) -> str:
         parts.append(f"{len(record.attempts)} attempts")
     if record.error is not None:
         parts.append(record.error)
+    if record.param is not None:
+        parts.append(f"param {record.param}")
     parts.append(painted(record.id, "2", colour=colour))
     return "  ".join(parts)
 

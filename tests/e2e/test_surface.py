@@ -189,13 +189,23 @@ BAD_BODIES = {
 
 @pytest.mark.parametrize(("body", "param"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
 async def test_bad_body_is_refused(relay, upstream, body, param):
-    """400 that names the field; nothing reaches an upstream, and the record says `rejected`."""
+    """400 that names the field; nothing reaches an upstream, and the record says `rejected`, and for which field."""
     async with relay(policy(upstream.base_url, **LIMITS)) as running:
         answer = await ask(running.port, post(body))
         record = await running.only_record()
     refused(answer, 400, None, param)
-    assert (record.outcome, record.status, record.attempts) == (Outcome.REJECTED, 400, ())
+    assert (record.outcome, record.status, record.attempts, record.param) == (Outcome.REJECTED, 400, (), param)
     assert not len(upstream.received)
+
+
+async def test_what_an_upstream_finds_wrong_is_not_recorded(relay):
+    """The client hears which field an upstream named; the record does not, because that text is the upstream's own."""
+    error = b'{"error": {"message": "No.", "type": "invalid_request_error", "param": "secret words", "code": "no"}}'
+    async with Upstream(always(send(chat.whole(error, 400)))) as upstream, relay(policy(upstream.base_url)) as running:
+        answer = await ask(running.port, post(chat.request_body()))
+        record = await running.only_record()
+    refused(answer, 400, "no", "secret words")
+    assert record.param is None
 
 
 async def test_depth_that_would_exhaust_a_stack_is_refused(relay, upstream):

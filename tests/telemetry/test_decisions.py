@@ -84,6 +84,7 @@ records = st.builds(
     intent=texts,
     confidence=numbers,
     budget=st.none() | st.builds(Budget, counts, counts, counts, counts, st.just("cell"), cell=st.just(("code",))),
+    param=st.none() | texts,
 )
 
 

@@ -104,6 +104,17 @@ def test_what_says_nothing_is_left_out(written: Written, clock: FakeClock) -> No
     }
 
 
+def test_a_refusal_names_the_field_at_fault(written: Written, clock: FakeClock) -> None:
+    """What a request was refused for is in both kinds of line."""
+    log = EventLog(written.append, clock=clock)
+    refused = record(status=400, outcome=Outcome.REJECTED, param="messages")
+    log.record(refused)
+    log.flush()
+    (event,) = written.events()
+    assert event["param"] == "messages"
+    assert "  param messages  " in console_line(refused, colour=False)
+
+
 def test_several_attempts_are_listed(written: Written, clock: FakeClock) -> None:
     """What was tried before is in the line, in order, with how it ended."""
     log = EventLog(written.append, clock=clock)
