@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from relay.admission import body_too_large
 from relay.dialects import DIALECTS
-from relay.errors import AuthenticationFailed, InvalidRequest, RelayError
-from relay.exchange import CHAT_DIALECT
+from relay.errors import AuthenticationFailed, ClientGone, InvalidRequest, RelayError, RequestTimeout
+from relay.exchange import BODY_TIMEOUT_S, CHAT_DIALECT
 from relay.head import Head
 
 if TYPE_CHECKING:
@@ -160,15 +161,32 @@ def explaining(pipeline: Pipeline) -> Callable[[Request], Awaitable[Response]]:
     """The endpoint that says what would be decided for a chat request, which is not sent."""
 
     async def explain(request: Request) -> Response:
-        max_body_bytes = pipeline.policy.requests.max_body_bytes
-        body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > max_body_bytes:
-                raise body_too_large(max_body_bytes)
-        return JSONResponse(pipeline.explain(Head(CHAT_PATH, request.headers.raw), bytes(body)))
+        head = Head(CHAT_PATH, request.headers.raw)
+        pipeline.check(head)
+        return JSONResponse(pipeline.explain(head, await _body_of(request, pipeline)))
 
     return explain
+
+
+async def _body_of(request: Request, pipeline: Pipeline) -> bytes:
+    """All of it, as bounded in bytes and in time as that of a request that is sent."""
+    max_body_bytes = pipeline.policy.requests.max_body_bytes
+    body = bytearray()
+    late = asyncio.timeout(None)
+    timer = pipeline.clock.call_later(BODY_TIMEOUT_S, lambda: late.reschedule(0))
+    try:
+        async with late:
+            async for piece in request.stream():
+                body += piece
+                if len(body) > max_body_bytes:
+                    raise body_too_large(max_body_bytes)
+    except TimeoutError:
+        raise RequestTimeout(f"The request's body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
+    except ClientDisconnect:
+        raise ClientGone("The client closed the connection before its request was complete.") from None
+    finally:
+        timer.cancel()
+    return bytes(body)
 
 
 def create_app(pipeline: Pipeline, *, metrics: Metrics, admin_key: str | None) -> Starlette:

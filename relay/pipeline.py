@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
+from relay.admission import check_head
 from relay.client import Nobody
 from relay.errors import ShuttingDown
 from relay.exchange import Exchange
@@ -115,6 +116,14 @@ class Pipeline:
         if self._timer is None:
             self._timer = self.clock.call_later(TICK_S, self._tick)
         return exchange
+
+    def check(self, head: Head) -> None:
+        """Look at the headers of what is to be explained, before its body is read.
+
+        Raises:
+            RelayError: they are enough to refuse the request.
+        """
+        check_head(head, self._served)
 
     def explain(self, head: Head, body: bytes) -> dict[str, Any]:
         """What would be decided for a request; nothing is sent, and nothing is kept of it.

@@ -118,9 +118,14 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def close_if_idle(self, now: float) -> None:
-        """Close the connection if it has been idle for long enough; `Server` looks from time to time."""
-        if not self._unframed and not self.busy and now - self._idle_since >= self.timeout_keep_alive:
-            self.transport.close()
+        """Close the connection if it has been idle for long enough; `Server` looks from time to time.
+
+        A client that has not taken its last answer by then never may: it is not waited for, as `close` would.
+        """
+        if self.busy or (self._unframed and not self.transport.is_closing()):
+            return
+        if now - self._idle_since >= self.timeout_keep_alive:
+            self.transport.abort()
 
     @property
     def busy(self) -> bool:

@@ -13,7 +13,8 @@ import uvicorn
 
 from relay.app import CHAT_PATH, create_app
 from relay.clock import LoopClock
-from relay.pipeline import Pipeline
+from relay.exchange import BODY_TIMEOUT_S
+from relay.pipeline import TICK_S, Pipeline
 from relay.policy.load import load
 from relay.runtimes import http_server
 from relay.runtimes.fast_lane import FastLane, FastLaneClient
@@ -257,15 +258,41 @@ async def test_a_refused_body_that_dawdles_is_cut_off(status: int, begun: bytes)
         assert await client.receive() == b""
 
 
-async def test_a_body_refused_by_its_head_is_cut_off() -> None:
+@pytest.mark.parametrize("path", [CHAT_PATH, "/relay/explain"])
+async def test_a_body_refused_by_its_head_is_cut_off(path: str) -> None:
     """The same for a client that is not known, which is told so before any of its body was read."""
     clock = FakeClock()
     text = policy("http://127.0.0.1:9/v1", access={"open": False}, keys={"one": {"sha256": "0" * 64}})
     async with serve(text, clock=clock) as running, await RawClient.connect(running.port) as client:
-        await client.send(unfinished(CHAT_PATH, b"{", length=BODY_LIMIT))
+        await client.send(unfinished(path, b"{", length=BODY_LIMIT))
         assert (await client.whole()).status == 401
         await clock.advance(http_server.REST_TIMEOUT_S)
         assert await client.receive() == b""
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, "/relay/explain"])
+async def test_a_body_that_dawdles_is_refused(path: str) -> None:
+    """What a request is read for makes no difference to how long that may take."""
+    clock = FakeClock()
+    async with serving(clock=clock) as port, await RawClient.connect(port) as client:
+        await client.send(unfinished(path, b"{", length=BODY_LIMIT))
+        await settle()
+        for _ in range(3):
+            await clock.advance(BODY_TIMEOUT_S / 3 + TICK_S)
+            await client.send(b" ")
+        answer = await client.whole()
+        assert answer.status == 408
+        assert answer.error()["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, "/relay/explain"])
+async def test_a_client_that_leaves_within_its_body_is_no_error(path: str) -> None:
+    """Nobody is left to be answered, and nothing is logged but the request."""
+    async with serve(policy("http://127.0.0.1:9/v1")) as running:
+        async with await RawClient.connect(running.port) as client:
+            await client.send(unfinished(path, b"{", length=BODY_LIMIT))
+            await settle()
+        await settle()
 
 
 @pytest.mark.parametrize("path", [CHAT_PATH, "/relay/explain"])
@@ -335,6 +362,26 @@ async def test_idle_time_counts_from_the_end_of_the_last_answer() -> None:
         assert (await client.whole()).status == 200
         connection.close_if_idle(now + 1000)
         assert await client.receive() == b""
+
+
+async def test_a_client_that_never_takes_its_answer_is_let_go() -> None:
+    """A connection to which nothing gets through is not kept, nor is what is to go there, longer than an idle one."""
+    async with (
+        Upstream(always(send(whole(completion("a" * 8_000_000))))) as upstream,
+        server_of(upstream.base_url, keep_alive_s=60) as server,
+        await RawClient.connect(port_of(server), receive_buffer=4096) as client,
+    ):
+        await client.send(post(request_body(), ("Connection", "close")))
+        await client.receive(1)
+        (connection,) = server.server_state.connections
+        assert isinstance(connection, FastLane)
+        now = asyncio.get_running_loop().time()
+        connection.close_if_idle(now + 59)
+        await settle()
+        assert connection.transport.get_write_buffer_size()
+        connection.close_if_idle(now + 61)
+        await settle()
+        assert not server.server_state.connections
 
 
 async def test_an_answer_of_the_application_waits_for_a_slow_reader() -> None:
