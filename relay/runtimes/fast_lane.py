@@ -37,6 +37,10 @@ _LENGTH_LINES = (b"\r\nContent-L", b"\r\ncontent-l")
 KNOWN_HEAD_BYTES = 4096
 """Largest head that is remembered: SDKs send about one kilobyte."""
 
+PIECES = 1024
+"""Pieces of a body that are kept as they come: 64 MiB in reads of 64 KiB. What is behind them, in far smaller chunks
+then, is put together at once: each piece takes up some forty bytes more than what is in it."""
+
 KNOWN_HEADS = 1024
 """Heads remembered, or that they were seen: four megabytes at most. When there are more, all are forgotten."""
 
@@ -48,7 +52,7 @@ class FastLaneClient:
 
     Attributes:
         exchange: whose answer this is.
-        body: of the request, while it comes in; None once it is complete or not wanted any more.
+        body: pieces of the request's, while it comes in; None once it is complete or not wanted any more.
         response_complete, disconnected, keep_alive, message_event, more_body: what uvicorn's cycles are looked at for.
     """
 
@@ -66,7 +70,7 @@ class FastLaneClient:
 
     def __init__(self, protocol: FastLane, *, chunked: bool, keep_alive: bool) -> None:
         self.exchange: Exchange | None = None
-        self.body: list[bytes] | None = None
+        self.body: list[bytes | bytearray] | None = None
         self.body_bytes = 0
         self.keep_alive = keep_alive
         self.response_complete = False
@@ -192,7 +196,11 @@ class FastLane(BoundedProtocol):
             super().on_body(body)
             return
         self.framed()
-        client.body.append(body)
+        pieces = client.body
+        if len(pieces) <= PIECES:
+            pieces.append(body if len(pieces) < PIECES else bytearray(body))
+        else:
+            pieces[-1] += body
         client.body_bytes += len(body)
         if client.body_bytes > client.exchange.max_body_bytes:
             client.exchange.refuse(body_too_large(client.exchange.max_body_bytes))
@@ -205,7 +213,7 @@ class FastLane(BoundedProtocol):
             super().on_message_complete()
             return
         self.framed()
-        body = client.body[0] if len(client.body) == 1 else b"".join(client.body)
+        body = b"".join(client.body)  # of one piece that is the piece itself
         client.body = None
         if client.keep_alive and not self.expect_100_continue:
             self._remember(*self._unknown, client.exchange.head, body)

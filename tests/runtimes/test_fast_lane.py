@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 from typing import TYPE_CHECKING
 
 import httptools
@@ -170,6 +171,34 @@ async def test_no_more_than_so_many_heads_are_remembered(monkeypatch):
         before = dict(running.pipeline.heads)
         assert await status(client, post(request_body(), AS_ONE, long)) == 200
         assert running.pipeline.heads == before
+
+
+async def test_a_body_in_tiny_chunks_takes_up_no_more_than_its_size(monkeypatch):
+    """A piece of memory for each of two bytes would make the limit on bodies one on a twentieth of what they take."""
+    longest = 0
+    original = fast_lane.FastLane.on_message_complete
+
+    def looking(protocol: fast_lane.FastLane) -> None:
+        nonlocal longest
+        assert protocol._lane is not None
+        assert protocol._lane.body is not None
+        longest = max(longest, len(protocol._lane.body))
+        original(protocol)
+
+    monkeypatch.setattr(fast_lane.FastLane, "on_message_complete", looking)
+    body = request_body(messages=[{"role": "user", "content": "".join(map(str, range(5000)))}])
+    chunks = b"".join(b"2\r\n%b\r\n" % body[at : at + 2] for at in range(0, len(body) - 2, 2))
+    rest = body[len(body) - 2 + len(body) % 2 :]
+    async with (
+        Upstream(always(send(ANSWER))) as upstream,
+        serve(policy(upstream.base_url)) as running,
+        await RawClient.connect(running.port) as client,
+    ):
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        assert await status(client, head + chunks, b"%x\r\n%b\r\n0\r\n\r\n" % (len(rest), rest)) == 200
+        sent = json.loads(upstream.received.items[0].body)
+    assert sent["messages"] == json.loads(body)["messages"]
+    assert longest <= fast_lane.PIECES + 1
 
 
 class PatientStore(MemoryStore):
