@@ -85,7 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
         relay: its policy says how large a head may be. Make a subclass that has it with `for_pipeline`.
     """
 
-    __slots__ = ("_head_timer", "_idle_since", "_rest_bytes", "_rest_timer", "_unframed")
+    __slots__ = ("_head_timer", "_idle_since", "_rest_bytes", "_rest_timer", "_started", "_unframed")
 
     relay: ClassVar[Pipeline]
     parser: Any  # llhttp; None while none is needed
@@ -98,6 +98,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._idle_since = self.loop.time()
         self._head_timer: Timer | None = None
         self._rest_timer: Timer | None = None  # while a body comes in whose request is answered
+        self._started: Any = None  # uvicorn's cycle that the application runs, or ran last
 
     @classmethod
     def for_pipeline(cls, pipeline: Pipeline) -> type[Self]:
@@ -115,6 +116,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """The connection is no more."""
         self.framed()
         self._rest_is_in()
+        if self._started is not None and self._started is not self.cycle:  # uvicorn tells the latest request alone
+            self._started.disconnected = True
+            self._started.message_event.set()
+        self._started = None
         super().connection_lost(exc)
 
     def close_if_idle(self, now: float) -> None:
@@ -131,6 +136,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def busy(self) -> bool:
         """An answer is under way."""
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._started = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _unset_keepalive_if_required(self) -> None:
         """Nothing: uvicorn calls this where it would stop a timer, of which there is none."""

@@ -18,11 +18,12 @@ from relay.runtimes import fast_lane
 from relay.runtimes.http_server import BoundedProtocol
 from relay.stores.memory import MemoryStore
 from tests.fakes import settle
-from tests.servers.chat import completion, request_body, whole
+from tests.servers.chat import chunk, completion, framed, request_body, stream_head, whole
 from tests.servers.client import RawClient, post
 from tests.servers.policies import ENVIRON, policy
 from tests.servers.relay import Running, serve
-from tests.servers.upstream import Upstream, always, send
+from tests.servers.upstream import Upstream, always, in_turn, send, stall, tell
+from tests.servers.waiting import happens
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -125,6 +126,25 @@ async def test_pipelined_requests_are_answered_in_turn(parsed):
         assert (await client.whole()).status == 200
         assert await status(client, request) == 200
     assert parsed.reads == 3
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+async def test_a_client_that_sent_ahead_and_left_is_noticed(ahead):
+    """Whichever of its requests is being answered, it is given up when the client leaves; those behind it never run."""
+    begun = asyncio.Event()
+    scripts = [[send(ANSWER)], [send(stream_head(), framed(chunk({"content": "a"}))), tell(begun), stall]]
+    async with (
+        Upstream(in_turn(*scripts)) as upstream,
+        serve(policy(upstream.base_url)) as running,
+        await RawClient.connect(running.port) as client,
+    ):
+        await client.send(post(request_body()) + post(request_body(stream=True)) + post(request_body()) * ahead)
+        assert (await client.whole()).status == 200
+        await happens(begun)
+        await settle()
+        client.reset()
+        assert (await running.records.at(1)).outcome == "client_gone"
+        assert len(upstream.received) == 2
 
 
 async def test_a_new_policy_looks_at_heads_anew(parsed):
