@@ -75,7 +75,8 @@ def replay_budgets(records: Iterable[RequestRecord], policy: Policy) -> BudgetRe
             continue
         rules = intents.rules[record.intent or intents.default].budget
         place = Place(record.intent, record.model, record.key, old.cell[-1] if len(old.cell) == _COMPLETE else "")
-        choices = max(old.reserve // old.limit, 1) if old.limit else 1
+        each = old.visible if old.source == "client" else old.limit  # who asks for more than there is reserves less
+        choices = max(old.reserve // each, 1) if each else 1
         request = Request(
             prompt_tokens=usage.prompt_tokens,
             choices=choices,

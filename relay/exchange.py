@@ -334,10 +334,11 @@ class Exchange:
     def _tokens_for(self, request: ChatRequest, route: Route, planned: Sequence[Planned]) -> int:
         """What to reserve: what the first model to be asked may use. If another one uses more, the end settles it."""
         sizing = self._sizing
+        first = self._served.policy.models[planned[0].model] if planned else route.candidates[0]
         if sizing is None or sizing.rules.budget.mode == "off":
             answer = ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
-            return len(request.body) // BYTES_PER_TOKEN + max(0, answer) * request.choices
-        first = self._served.policy.models[planned[0].model] if planned else route.candidates[0]
+            possible = max(0, min(answer, first.max_output or answer))
+            return len(request.body) // BYTES_PER_TOKEN + possible * request.choices
         return sizing.prompt_tokens(first.name) + max(0, sizing.budget(first).reserve)
 
     async def _try_candidates(

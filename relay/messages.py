@@ -310,10 +310,11 @@ class Budget(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         limit: of the answer, hidden reasoning included, as sent upstream; None sends none.
-        visible: the part of it meant for what the client sees.
+        visible: the part of it meant for what the client sees; of a client's limit, what the model can write.
         headroom: the part meant for hidden reasoning.
         reserve: to take from the key's tokens for all choices together. What cannot be continued has a limit far above
-            what it is expected to take; that is what is reserved.
+            what it is expected to take; that is what is reserved. Likewise a client's limit above what the model can
+            write.
         source: where the number comes from: a learned `cell`, the shipped `prior`, the `client`, the `ceiling`, or
             `off`.
         clamps: bounds that changed it, in the order applied: `floor`, `ceiling`, `max_output`, `context`.

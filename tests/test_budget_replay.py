@@ -54,10 +54,13 @@ def test_without_budgets_there_is_nothing_to_tell() -> None:
     assert replay_budgets(nothing, budgets) is None
 
 
-def test_each_of_several_answers_counts() -> None:
-    """Of three answers in one, each is as long as a third."""
-    three = Budget(400, 400, 0, 1200, "ceiling")
+@pytest.mark.parametrize(
+    "three", [Budget(400, 400, 0, 1200, "ceiling"), Budget(10**12, 400, 0, 1200, "client")], ids=["own", "client"]
+)
+def test_each_of_several_answers_counts(three: Budget) -> None:
+    """Of three answers in one, each is as long as a third, and gets a budget of its own."""
     log = [record(usage=Usage(50, 300), intent="code", budget=three) for _ in range(200)]
-    report = replay_budgets(log, load({"p": POLICY + "budgets = { quantile = 0.9, extend = false }"}, {}))
+    policy = load({"p": POLICY + "budgets = { quantile = 0.9, extend = false, floor = 200 }"}, {})
+    report = replay_budgets(log, policy)
     assert report is not None
-    assert 300 <= report.expected.granted < 900
+    assert 600 <= report.expected.granted < 900

@@ -82,7 +82,7 @@ def budget(
     visible = ceil(expected.tokens)
     held = max(visible, rules.floor)
     source: Literal["cell", "prior", "client", "ceiling", "off"] = "cell" if expected.cell else "prior"
-    clamps = []
+    clamps: list[str] = []
     if rules.extend and not request.extendable:  # it could not be continued, so it must not end early
         visible, source = rules.ceiling, "ceiling"
     if visible < rules.floor:
@@ -92,21 +92,13 @@ def budget(
         visible, source = rules.ceiling, "ceiling"
         clamps.append("ceiling")
 
-    limit = visible + headroom
-    if request.max_output is not None and limit > request.max_output:
-        limit = max(request.max_output, 1)
-        clamps.append("max_output")
-    if request.context is not None:
-        room = request.context - ceil(request.prompt_tokens * PROMPT_MARGIN)
-        if limit > room:
-            limit = max(room, 1)
-            clamps.append("context")
-
+    limit = _within_room(visible + headroom, request, clamps)
     asked = request.client_limit
-    if rules.mode == "off" or (asked is not None and (rules.mode == "fill" or asked <= limit)):
-        reserve = (min(held + headroom, limit) if asked is None else asked) * request.choices
-        visible = min(visible, limit) if asked is None else asked
-        return Budget(asked, visible, headroom, reserve, "off" if asked is None else "client")
+    if asked is not None and (rules.mode != "cap" or asked <= limit):
+        possible = _within_room(asked, request, [])  # clients name any number; it goes on as it came
+        return Budget(asked, possible, headroom, possible * request.choices, "client")
+    if rules.mode == "off":
+        return Budget(None, min(visible, limit), headroom, min(held + headroom, limit) * request.choices, "off")
     return Budget(
         limit,
         min(visible, limit),
@@ -118,6 +110,19 @@ def budget(
         expected.quantile,
         expected.allowed,
     )
+
+
+def _within_room(tokens: int, request: Request, clamps: list[str]) -> int:
+    """What of these tokens the model can write; which bounds they met is added to the clamps."""
+    if request.max_output is not None and tokens > request.max_output:
+        tokens = max(request.max_output, 1)
+        clamps.append("max_output")
+    if request.context is not None:
+        room = request.context - ceil(request.prompt_tokens * PROMPT_MARGIN)
+        if tokens > room:
+            tokens = max(room, 1)
+            clamps.append("context")
+    return tokens
 
 
 def extension(

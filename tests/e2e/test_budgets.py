@@ -199,6 +199,20 @@ async def test_the_budget_is_what_is_reserved():
         assert len(ups[0].received) == 1
 
 
+@pytest.mark.parametrize("mode", ["off", "fill"])
+async def test_no_more_is_reserved_than_the_model_can_write(mode):
+    """A limit beyond all measure goes on as it came; of the key's tokens it takes what the model's output may have."""
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    keys = {"team": {"sha256": digest, "limits": {"tokens_per_min": 1000}}}
+    tables = {"budgets": {"mode": mode}, "keys": keys, "access": {"open": False}}
+    async with world(model(words=5), models=({"max_output": 300},), **tables) as (relay, ups):
+        bearer = ("authorization", f"Bearer {KEY}")
+        assert (await asked(relay, bearer)).status == 200  # a full bucket lets anything pass
+        assert (await asked(relay, bearer, max_tokens=10**12, n=2)).status == 200
+        assert sent(ups[0])["max_tokens"] == 10**12
+        assert (await asked(relay, bearer, max_tokens=10**12, n=4)).status == 429
+
+
 async def test_candidates_below_the_tier_are_a_last_resort():
     """An intent's tier puts better models first, and never makes a request fail."""
     failing = always(send(chat.whole(chat.error("no"), status=500)))

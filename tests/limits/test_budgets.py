@@ -107,6 +107,16 @@ def test_a_clients_limit_is_not_clamped() -> None:
     assert (result.limit, result.clamps) == (50_000, ())
 
 
+@pytest.mark.parametrize(
+    ("max_output", "context", "possible"), [(None, None, 10**12), (300, None, 300), (3000, 2100, 1000)]
+)
+def test_what_no_model_can_write_is_not_expected(max_output: int | None, context: int | None, possible: int) -> None:
+    """Of a client's limit beyond all measure, no more is reserved of its key's tokens than the model has room for."""
+    request = Request(1000, client_limit=10**12, choices=2, max_output=max_output, context=context)
+    result = budget(RULES, request, expected(500))
+    assert (result.limit, result.visible, result.reserve) == (10**12, possible, 2 * possible)
+
+
 def test_what_cannot_be_continued_reserves_what_is_expected() -> None:
     """It may write up to the ceiling; to reserve that would use a key's tokens up for nothing."""
     result = budget(RULES, Request(prompt_tokens=100, extendable=False), expected(500))
@@ -190,6 +200,7 @@ def test_promises_hold_for_any_request(tokens: float, request_: Request, mode: s
     result = budget(msgspec.structs.replace(RULES, mode=mode), request_, expected(tokens))
     if request_.client_limit is not None and mode != "cap":
         assert result.limit == request_.client_limit
+        assert 1 <= result.visible <= min(request_.client_limit, request_.max_output or 10**9)
         return
     if mode == "off":
         assert result.limit is None
