@@ -152,7 +152,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self._rest_timer = self.relay.clock.call_later(REST_TIMEOUT_S, self.transport.close)
         if self.pipeline:
             super().on_response_complete()
-        elif self.flow.read_paused and not self.transport.is_closing():
+        elif self.flow.read_paused and not self.flow.write_paused and not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def pause_writing(self) -> None:
+        """The client does not take its answer. It is not heard until it does: the next one would only add to that."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        super().resume_writing()
+        if not self.pipeline:
             self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:

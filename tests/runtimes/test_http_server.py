@@ -22,11 +22,12 @@ from relay.stores.memory import MemoryStore
 from relay.telemetry.metrics import Metrics
 from relay.transports.sockets import SocketsTransport
 from tests.fakes import FakeClock, settle
-from tests.servers.chat import completion, request_body, whole
+from tests.servers.chat import chunk, completion, framed, request_body, stream_head, whole
 from tests.servers.client import RawClient, ask, get, post
 from tests.servers.policies import ENVIRON, policy
+from tests.servers.raw import pour
 from tests.servers.relay import serve
-from tests.servers.upstream import Upstream, always, send
+from tests.servers.upstream import Upstream, always, in_turn, send
 from tests.servers.waiting import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -382,6 +383,27 @@ async def test_a_client_that_never_takes_its_answer_is_let_go() -> None:
         connection.close_if_idle(now + 61)
         await settle()
         assert not server.server_state.connections
+
+
+async def test_an_answer_behind_one_that_was_not_taken_waits() -> None:
+    """A client that asks again and takes nothing of the last answer does not fill the memory with the next one."""
+    text = "a" * 8_000_000
+    long = [send(stream_head()), pour(framed(chunk({"content": "b" * 60_000})), 2000, asyncio.Event())]
+    async with (
+        Upstream(in_turn([send(whole(completion(text)))], long)) as upstream,
+        server_of(upstream.base_url, keep_alive_s=60) as server,
+        await RawClient.connect(port_of(server), receive_buffer=4096) as client,
+    ):
+        await client.send(post(request_body()))
+        await client.receive(1)
+        await client.send(post(request_body(stream=True)))
+        (connection,) = server.server_state.connections
+        assert isinstance(connection, FastLane)
+        for _ in range(100):
+            await settle()
+            assert connection.transport.get_write_buffer_size() < 10_000_000
+        assert (await client.whole()).json()["choices"][0]["message"]["content"] == text
+        await client.until_count(b"b" * 60_000, 3)
 
 
 async def test_an_answer_of_the_application_waits_for_a_slow_reader() -> None:
