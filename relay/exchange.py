@@ -53,7 +53,7 @@ from relay.policy.decide import Chooser, schedule
 from relay.race import Race
 from relay.reservation import Reservation
 from relay.sizing import described
-from relay.stages import next_stage
+from relay.stages import GIVEN_UP, next_stage
 from relay.upstreams import PASSING
 from relay.wants import BYTES_PER_TOKEN, HEDGE, NEVER, PREFER, wants_of
 
@@ -80,9 +80,6 @@ ANSWER_TOKENS = 1024
 
 CHAT_DIALECT = "openai"
 """What clients of /v1/chat/completions speak."""
-
-_GIVEN_UP = (asyncio.CancelledError, GeneratorExit)
-"""How a coroutine learns that nobody runs it any more: by its task, or by its own end."""
 
 _NO_LIMITS = KeyLimits()
 _log = logging.getLogger("relay")
@@ -222,20 +219,20 @@ class Exchange:
         error: RelayError | None = None
         try:
             request, route = self._read(body)
-            await next_stage()
+            await next_stage
             self._sizing = self._size(request)
             if self._sizing is not None:
-                await next_stage()
+                await next_stage
             planned, left_out = self._plan(request, route, self._pipeline.clock.now())
             if self._reservation is not None:
                 await self._reservation.take(self._tokens_for(request, route, planned))
-            await next_stage()
+            await next_stage
             self._check_ending()
             await self._try_candidates(request, route, planned, left_out)
         except RelayError as caught:
             error = caught
             error.__traceback__ = error.__context__ = None  # whose frames know it: no cycles are left for the collector
-        except _GIVEN_UP:
+        except GIVEN_UP:
             error = ClientGone("The server gave the request up.")
             raise
         except Exception as defect:  # noqa: BLE001 - a defect ends one request, never the process
@@ -248,7 +245,7 @@ class Exchange:
                 if self._reservation is not None:
                     await self._reservation.settle(usage.total_tokens if usage else 0)
                 if error is None:
-                    await next_stage()
+                    await next_stage
             finally:
                 self._close(error, usage)
 
@@ -542,10 +539,10 @@ class Exchange:
         failure: RelayError | None = None
         upstream = self._served.upstreams[attempt.trial.model.name]
         try:
-            await next_stage()
+            await next_stage
             self._send(attempt, upstream)
             failure = await attempt.ended
-        except _GIVEN_UP:
+        except GIVEN_UP:
             failure = ClientGone("The server gave the request up.")
             self._ending = self._ending or failure
             raise
@@ -555,7 +552,7 @@ class Exchange:
             elif attempt.call is not None:
                 self._pipeline.clock.call_later(LINGER_S, attempt.cancel)
             self._note(attempt, failure, upstream)
-        await next_stage()
+        await next_stage
         return failure
 
     def _send(self, attempt: Attempt, upstream: Upstream) -> None:

@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from relay.errors import ClientGone, Superseded
+from relay.stages import GIVEN_UP
 from relay.upstreams import duplicate_usd
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Race:
         timer = self._clock.call_later(self._patience_s(usual), start_second)
         try:
             failure = await self._runner.outcome(first)
-        except asyncio.CancelledError:
+        except GIVEN_UP:
             self.stop(ClientGone("The server gave the request up."))
             raise
         finally:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from types import coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Awaitable, Callable, Coroutine
 
     Story = Coroutine[Any, None, None]
 
@@ -22,10 +21,19 @@ TOGETHER: Final = 16
 """Requests that go together. At each stage the first of them waits for the others."""
 
 
-@coroutine
-def next_stage() -> Generator[None, None, None]:
-    """Await it between two stages: the others come first. In a task, too: there they are whatever else is ready."""
-    yield
+GIVEN_UP: Final = (asyncio.CancelledError, GeneratorExit)
+"""How a coroutine learns that nobody runs it any more: by what it awaits, or by its own end."""
+
+
+class _Stage(tuple[None]):
+    """Awaited, it yields what is in it: None, which is nothing to wait for. No frame is made for that."""
+
+    __slots__ = ()
+    __await__ = tuple.__iter__
+
+
+next_stage: Final = cast("Awaitable[None]", _Stage((None,)))
+"""Await it between two stages: the others come first. In a task, too: there they are whatever else is ready."""
 
 
 class Stages:
@@ -44,22 +52,30 @@ class Stages:
         """Run a coroutine: with others that start in this turn of the event loop, or at once if few did lately.
 
         Args:
-            story: awaits futures and `next_stage()`.
+            story: awaits futures and `next_stage`.
         """
         self._enter(story, self._arrived)
 
     def soon(self, step: Callable[[], None]) -> None:
         """Take a single step, likewise; before those that start."""
-        self._enter(_once(step), self._going_on)
+        if self._goes_alone():
+            step()
+        else:
+            self._going_on.append(_once(step))
 
     def _enter(self, story: Story, line: list[Story]) -> None:
+        if self._goes_alone():
+            self._run([story])
+        else:
+            line.append(story)
+
+    def _goes_alone(self) -> bool:
+        """Whether one more need not wait for the others of this turn."""
         self._in_this_turn += 1
-        if self._in_this_turn == 1:
-            asyncio.get_running_loop().call_soon(self._end_turn)
-            if not self._crowded:
-                self._run([story])
-                return
-        line.append(story)
+        if self._in_this_turn > 1:
+            return False
+        asyncio.get_running_loop().call_soon(self._end_turn)
+        return not self._crowded
 
     def _end_turn(self) -> None:
         self._crowded, self._in_this_turn = self._in_this_turn > 1, 0
@@ -77,7 +93,7 @@ class Stages:
         """Go on. False if it has to wait first, or is over."""
         try:
             awaited = story.send(None)
-        except StopIteration:
+        except (StopIteration, asyncio.CancelledError):  # the latter where what it waited for was given up
             return False
         except Exception as error:  # noqa: BLE001 - it must not end those that go together with this one
             asyncio.get_running_loop().call_exception_handler({"message": f"{story!r} failed", "exception": error})

@@ -19,7 +19,7 @@ class Party:
     async def story(self, name: int, stages: int = 3) -> None:
         for stage in range(stages):
             if stage:
-                await next_stage()
+                await next_stage
             self.seen.append((stage, name))
 
 
@@ -157,7 +157,7 @@ async def test_defect(waits: bool) -> None:  # noqa: FBT001 - a parameter of the
     async def broken() -> None:
         if waits:
             await asyncio.shield(door)
-            await next_stage()
+            await next_stage
         raise ZeroDivisionError
 
     def broken_step() -> None:
@@ -170,3 +170,25 @@ async def test_defect(waits: bool) -> None:  # noqa: FBT001 - a parameter of the
         await turn()
     assert party.seen == [(stage, name) for stage in range(3) for name in range(2)]
     assert [type(context["exception"]) for context in told] == [ZeroDivisionError] * 2
+
+
+async def test_given_up() -> None:
+    """One whose awaited future is cancelled is over; those that go together with it are not."""
+    stages = Stages()
+    arrived: list[int] = []
+    doors = [asyncio.get_running_loop().create_future() for _ in range(4)]
+
+    async def waiting(name: int) -> None:
+        await doors[name]
+        await next_stage
+        arrived.append(name)
+
+    for name in range(4):
+        stages.start(waiting(name))
+    await turn()
+    doors[1].cancel()
+    for name in (0, 2, 3):
+        doors[name].set_result(None)
+    for _ in range(4):
+        await turn()
+    assert arrived == [0, 2, 3]
