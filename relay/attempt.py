@@ -313,17 +313,21 @@ class Attempt:
 class StreamAttempt(Attempt):
     """A stream. Held until its first real output, then passed on as it comes.
 
+    What comes before that is read together with what comes for other requests; short streams are over with it.
+
     Attributes:
         reader: reads the stream.
     """
 
-    __slots__ = ("_held", "reader")
+    __slots__ = ("_arrived", "_ends", "_held", "reader")
 
     def __init__(
         self, downstream: Downstream, trial: Trial, ended: asyncio.Future[RelayError | None], reader: StreamReader
     ) -> None:
         super().__init__(downstream, trial, ended)
         self.reader = reader
+        self._arrived: list[bytes] = []  # not read yet
+        self._ends = False  # with what has arrived
         self._held: list[bytes] = []
 
     @property
@@ -352,10 +356,13 @@ class StreamAttempt(Attempt):
 
     def _take(self, data: bytes) -> None:
         reader = self.reader
-        data = reader.feed(data)
         if not self.committed:
-            self._hold(data)
-        elif reader.done:
+            self._arrived.append(data)
+            if len(self._arrived) == 1:
+                self._downstream.soon(self._read)
+            return
+        data = reader.feed(data)
+        if reader.done:
             self._serve(data)
         else:
             if data:
@@ -364,16 +371,21 @@ class StreamAttempt(Attempt):
                 self.client_told = isinstance(reader.failure, UpstreamRefused)
                 self.fail(reader.failure)
 
-    def _hold(self, data: bytes) -> None:
+    def _read(self) -> None:
         """Before the commit point. A failure lets nothing through: another attempt may follow."""
+        if self.ended.done():
+            return
         reader = self.reader
-        self._held.append(data)
+        self._held.append(reader.feed(b"".join(self._arrived)))
+        self._arrived.clear()
         if reader.failure is not None:
             self.fail(reader.failure)
         elif reader.output_chars or reader.finished:
             self._commit()
         elif sum(map(len, self._held)) > MAX_HELD_BYTES:
             self.fail(UpstreamProtocolError(f"The upstream sent {MAX_HELD_BYTES} bytes without any output."))
+        if self._ends and not self.ended.done():
+            self._finish()
 
     def _commit(self) -> None:
         held = b"".join(self._held)
@@ -387,6 +399,9 @@ class StreamAttempt(Attempt):
             self._serve(held)
 
     def _finish(self) -> None:
+        if self._arrived:
+            self._ends = True
+            return
         try:
             owed = self.reader.end()
         except UpstreamFailure as error:
@@ -400,6 +415,10 @@ class StreamAttempt(Attempt):
 
     def _break_off(self, failure: UpstreamFailure) -> None:
         """Behind a terminal event nothing is missing; before it a lost connection is a truncated stream."""
+        if self._arrived:
+            self._read()
+        if self.ended.done():
+            return
         if self.reader.finished:
             self._finish()
         elif self.status == OK and self._refusal is None and isinstance(failure, ConnectionLost):

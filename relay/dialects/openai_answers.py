@@ -105,7 +105,8 @@ class PlainDelta(msgspec.Struct, gc=False, forbid_unknown_fields=True):
         return len(self.content or "") + self.reasoning_size()
 
 
-_SILENT = (Delta(), Delta(content=""), PlainDelta(), PlainDelta("assistant", ""))
+_NO_DELTA = Delta()
+_SILENT = (_NO_DELTA, Delta(content=""), PlainDelta(), PlainDelta("assistant", ""))
 """How most streams begin and end: no output at all."""
 
 
@@ -337,7 +338,7 @@ class ChatStreamReader:
     def _take_bodies(self, bodies: Sequence[AnyBody]) -> list[int]:
         """Read events, up to an error. Returns the numbers of those that the client is not to see."""
         hidden: list[int] = []
-        said, chars = self._said, 0
+        texts = []
         for number, body in enumerate(bodies):
             if body.usage is not ABSENT or body.error is not ABSENT:
                 if self._take_count(body):
@@ -348,16 +349,17 @@ class ChatStreamReader:
             for choice in body.choices or ():
                 if choice.finish_reason:  # some servers send an empty one with every chunk
                     self._end_choice(choice.index, choice.finish_reason)
-                delta = choice.delta or _SILENT[0]
+                delta = choice.delta or _NO_DELTA
                 text = delta.content
                 if text and type(text) is str:
-                    chars += len(text)
-                    if said is not None:
-                        said += text.encode()
+                    texts.append(text)
                 elif delta not in _SILENT:
-                    chars += delta.size()
+                    self.output_chars += delta.size()
                     self.reasoning_chars += delta.reasoning_size()
-        self.output_chars += chars
+        text = "".join(texts)
+        self.output_chars += len(text)
+        if self._said is not None:
+            self._said += text.encode()
         return hidden
 
     def _take_count(self, body: AnyBody) -> bool:
