@@ -10,29 +10,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from relay.attempt import PartAttempt, SegmentAttempt
+from relay.dialects.base import Dialect, SoFar
 from relay.errors import RelayError, UpstreamFailure, may_retry
-from relay.messages import Shape
+from relay.messages import Budget, ChatRequest, Shape
+from relay.sizing import Sizing
 
 if TYPE_CHECKING:
     import asyncio
 
     from relay.attempt import Downstream, Trial
-    from relay.dialects.base import Dialect, SoFar
-    from relay.messages import Budget, ChatRequest, Usage
-    from relay.policy.compiled import Model
-    from relay.sizing import Sizing
+    from relay.messages import Usage
 
 
-class Continuation:
+class Continuation(msgspec.Struct, eq=False):
     """One request's.
 
     Args:
         request: whose answer it is.
         dialect: of the client and the upstreams.
-        sizing: says how much more an answer may take; None if no budgets are set.
+        sizing: says how much more an answer may take; None if it may take no more than its budget.
         recover: whether to go on behind what broke off.
 
     Attributes:
@@ -44,32 +44,17 @@ class Continuation:
         extensions: how many followed because a limit was met.
     """
 
-    __slots__ = (
-        "_dialect",
-        "_left",
-        "_recover",
-        "_request",
-        "_sizing",
-        "began_at",
-        "broken_by",
-        "budget",
-        "extensions",
-        "last",
-        "so_far",
-    )
-
-    def __init__(self, request: ChatRequest, dialect: Dialect, sizing: Sizing | None, *, recover: bool) -> None:
-        self._request = request
-        self._dialect = dialect
-        self._sizing = sizing
-        self._recover = recover
-        self._left: int | None = None  # of the limit, for the next segment
-        self.so_far: SoFar | None = None
-        self.last: SegmentAttempt | PartAttempt | None = None
-        self.broken_by: RelayError | None = None
-        self.began_at: float | None = None
-        self.budget: Budget | None = None
-        self.extensions = 0
+    _request: ChatRequest
+    _dialect: Dialect
+    _sizing: Sizing | None
+    _recover: bool
+    _left: int | None = None  # of the limit, for the next segment
+    so_far: SoFar | None = None
+    last: SegmentAttempt | PartAttempt | None = None
+    broken_by: RelayError | None = None
+    began_at: float | None = None
+    budget: Budget | None = None
+    extensions: int = 0
 
     @property
     def segment(self) -> int:
@@ -88,7 +73,7 @@ class Continuation:
     ) -> SegmentAttempt | PartAttempt:
         """An attempt at the next segment; `hide_usage` as for `relay.dialects.base.Dialect.stream_reader`."""
         budget = trial.budget
-        hold_length = self._sizing is not None and self._sizing.extends and budget is not None and budget.own
+        hold_length = self._sizing is not None and budget is not None and budget.own
         if not self._request.stream:
             return PartAttempt(downstream, trial, ended, self.so_far, hold_length=hold_length)
         style = trial.model.continuation
@@ -96,16 +81,8 @@ class Continuation:
         return SegmentAttempt(downstream, trial, ended, reader)
 
     def shape(self, shape: Shape | None) -> Shape | None:
-        """What is set in the request for the next segment: what is left of the limit, or was granted anew."""
-        if self.so_far is None or self._left is None:
-            return shape
-        return replace(shape or Shape(), limit=self._left)
-
-    def body(self, body: bytes, model: Model) -> bytes:
-        """The request for it, made from the one for a whole answer."""
-        if self.so_far is None:
-            return body
-        return self._dialect.continue_request(body, self.so_far.text, model.continuation)
+        """What is set in the request for a further segment: what is left of the limit, or was granted anew."""
+        return shape if self._left is None else replace(shape or Shape(), limit=self._left)
 
     # --- when a segment is over ---
 

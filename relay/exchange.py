@@ -336,7 +336,8 @@ class Exchange:
             answer = ANSWER_TOKENS if request.max_tokens is None else request.max_tokens
             possible = max(0, min(answer, first.max_output or answer))
             return len(request.body) // BYTES_PER_TOKEN + possible * request.choices
-        return sizing.prompt_tokens(first.name) + max(0, sizing.budget(first).reserve)
+        grant = sizing.grant(first)
+        return grant.asked.prompt_tokens + max(0, grant.budget.reserve)
 
     async def _try_candidates(
         self, request: ChatRequest, route: Route, planned_attempts: Sequence[Planned], left_out: Mapping[str, str]
@@ -408,7 +409,7 @@ class Exchange:
         sizing = self._sizing if self._sizing is not None and self._sizing.extends else None
         if sizing is None and not (recover and self.dialect.may_continue(request)):
             return None
-        return Continuation(request, self.dialect, sizing, recover=recover)
+        return Continuation(request, self.dialect, sizing, recover)
 
     async def _extend(self, continuation: Continuation, queue: list[Planned]) -> bool:
         """Whether an answer that ended goes on, because it did so at the relay's own limit; if not, it has been sent.
@@ -503,9 +504,10 @@ class Exchange:
             raise AssertionError("an attempt begins behind the request's reading")
         provider, now = model.provider, self._pipeline.clock.now()
         sizing, continuation = self._sizing, self._continuation
-        budget, shape = (sizing.budget(model), sizing.shape(model)) if sizing is not None else (None, None)
+        grant = None if sizing is None else sizing.grant(model)
+        budget, shape = (None, None) if grant is None else (grant.budget, grant.shape)
         if continuation is not None and continuation.so_far is not None:
-            budget = continuation.budget
+            budget, shape = continuation.budget, continuation.shape(shape)
         tokens = self._wants.prompt_tokens + self._wants.output_tokens if self._wants is not None else 0.0
         upstream = self._served.upstreams[model.name]
         self._begun += 1
@@ -527,10 +529,10 @@ class Exchange:
             model=model.upstream,
             max_tokens_field=model.max_tokens_field,
             ask_usage=provider.ask_usage,
-            shape=shape if continuation is None else continuation.shape(shape),
+            shape=shape,
         )
-        if continuation is not None:
-            body = continuation.body(body, model)
+        if continuation is not None and continuation.so_far is not None:
+            body = self.dialect.continue_request(body, continuation.so_far.text, model.continuation)
         attempt.request = UpstreamRequest(self._served.endpoints[provider.name], self._forwarded(provider), body)
         return attempt
 

@@ -158,6 +158,22 @@ def _fingerprint(request: ChatRequest) -> int:
     return hash((len(turns), len(last), bytes(last[:END_BYTES]), bytes(last[-END_BYTES:])))
 
 
+class Grant(msgspec.Struct, frozen=True, gc=False):
+    """What was settled for one model.
+
+    Attributes:
+        asked: what is asked of it.
+        place: where its answer is counted.
+        budget: what each answer may take.
+        shape: what to set in the request.
+    """
+
+    asked: Request
+    place: Place
+    budget: Budget
+    shape: Shape
+
+
 class Sizing(msgspec.Struct, eq=False):
     """One request's.
 
@@ -178,7 +194,7 @@ class Sizing(msgspec.Struct, eq=False):
     _prompt_tokens: float
     _reasoning: Reasoning | None
     _extendable: bool
-    _granted: dict[str, tuple[Request, Place, Budget]] = {}  # by model
+    _grants: dict[str, Grant] = {}  # by model
 
     def prompt_tokens(self, model: str) -> int:
         """Estimated tokens of the prompt, as the model of that name counts."""
@@ -186,30 +202,25 @@ class Sizing(msgspec.Struct, eq=False):
 
     def output_tokens(self, model: str) -> float:
         """How many tokens all its answers are expected to have if that model gives them, reasoning aside."""
-        expected = self._experience.answers.mean(self._place(model))
+        place = Place(self.label, model, self._key, self._application)
+        expected = self._experience.answers.mean(place)
         limit = self._request.max_tokens
         return (expected if limit is None else min(expected, limit)) * self._request.choices
 
+    def grant(self, model: Model) -> Grant:
+        """What that model may take; the same whenever it is asked."""
+        grant = self._grants.get(model.name)
+        if grant is None:
+            grant = self._grants[model.name] = self._settle(model)
+        return grant
+
     def budget(self, model: Model) -> Budget:
-        """What each answer of that model may take; the same whenever it is asked."""
-        return self._grant(model)[2]
+        """What each answer of that model may take."""
+        return self.grant(model).budget
 
     def shape(self, model: Model) -> Shape:
         """What to set in the request for that model."""
-        rules, budget = self.rules, self._grant(model)[2]
-        effort, thinking = self._effort_for(model), 0
-        if effort is not None:
-            thinking = thinking_tokens(rules.budget.headroom, effort)
-            if model.effort == "thinking" and not LEAST_THINKING <= thinking < (budget.limit or inf):
-                effort = None
-        return Shape(
-            budget.limit if budget.own else None,
-            effort,
-            model.effort,
-            thinking,
-            rules.verbosity if model.verbosity else None,
-            rules.steering,
-        )
+        return self.grant(model).shape
 
     @property
     def extends(self) -> bool:
@@ -225,8 +236,10 @@ class Sizing(msgspec.Struct, eq=False):
             written: tokens that the client has seen so far.
             number: which continuation it is, from 1.
         """
-        request, place, _ = self._grant(model)
-        return self._experience.extension(self.rules.budget, request, place, budget, written=written, number=number)
+        grant = self.grant(model)
+        return self._experience.extension(
+            self.rules.budget, grant.asked, grant.place, budget, written=written, number=number
+        )
 
     def spoken(self) -> list[tuple[str, float]]:
         """Which features of the request spoke most for its intent; they are pieces of the prompt."""
@@ -234,7 +247,7 @@ class Sizing(msgspec.Struct, eq=False):
 
     def expected(self, model: Model, quantiles: Sequence[float]) -> list[float]:
         """How long the answer is expected to be, tokens, without the slack and the widening that a budget has."""
-        return self._experience.answers.quantiles(self._place(model.name), quantiles)
+        return self._experience.answers.quantiles(self.grant(model).place, quantiles)
 
     def described(self) -> str:
         """What the request is treated as, for a header."""
@@ -265,12 +278,12 @@ class Sizing(msgspec.Struct, eq=False):
             self._experience.prompts.observe(model.name, estimated=self._prompt_tokens, actual=usage.prompt_tokens)
         written = usage.completion_tokens // self._request.choices
         hidden = usage.reasoning_tokens // self._request.choices or round(written * reasoning_share)
-        request, place, _ = self._grant(model)
+        grant = self.grant(model)
         lesson = partial(
             self._experience.observe,
             self.rules.budget,
-            request,
-            place,
+            grant.asked,
+            grant.place,
             budget,
             now,
             visible=max(written - hidden, 0),
@@ -279,43 +292,42 @@ class Sizing(msgspec.Struct, eq=False):
         )
         self._experience.soon(lesson)
 
-    def _place(self, model: str) -> Place:
-        return Place(self.label, model, self._key, self._application)
-
-    def _grant(self, model: Model) -> tuple[Request, Place, Budget]:
-        """What is asked of a model, where its answer is counted, and what that may take."""
-        granted = self._granted.get(model.name)
-        if granted is None:
-            request, place = self._asked(model), self._place(model.name)
-            budget = self._experience.budget(self.rules.budget, request, place)
-            granted = self._granted[model.name] = (request, place, budget)
-        return granted
-
-    def _asked(self, model: Model) -> Request:
-        said = self._reasoning
-        return Request(  # by place, see `wants_of`
+    def _settle(self, model: Model) -> Grant:
+        rules, request, said, thinking = self.rules, self._request, self._reasoning, 0
+        effort = rules.effort
+        if effort is not None and not (model.takes_effort and self._dialect.takes_effort(request, model.effort)):
+            effort = None
+        asked = Request(  # by place, see `wants_of`
             self.prompt_tokens(model.name),
-            self._request.max_tokens,
+            request.max_tokens,
             said.tokens if said else 0,
-            self._request.choices,
-            said.effort if said else self._effort_for(model),
+            request.choices,
+            said.effort if said else effort,
             model.reasons,
             self._extendable and model.continuation != "none",
             model.context,
             model.max_output,
         )
-
-    def _effort_for(self, model: Model) -> str | None:
-        """The effort to set for a model; None to leave it alone."""
-        effort = self.rules.effort
-        if effort is None or not model.takes_effort or not self._dialect.takes_effort(self._request, model.effort):
-            return None
-        return effort
+        place = Place(self.label, model.name, self._key, self._application)
+        budget = self._experience.budget(rules.budget, asked, place)
+        if effort is not None:
+            thinking = thinking_tokens(rules.budget.headroom, effort)
+            if model.effort == "thinking" and not LEAST_THINKING <= thinking < (budget.limit or inf):
+                effort = None
+        shape = Shape(
+            budget.limit if budget.own else None,
+            effort,
+            model.effort,
+            thinking,
+            rules.verbosity if model.verbosity else None,
+            rules.steering,
+        )
+        return Grant(asked, place, budget, shape)
 
 
 def described(budget: Budget) -> str:
     """A budget and why it is as it is, for a header."""
-    headroom = f"; headroom={budget.headroom}" if budget.own and budget.headroom else ""
+    headroom = f"; headroom={budget.headroom}" if budget.headroom and budget.own else ""
     clamps = f"; clamps={'+'.join(budget.clamps)}" if budget.clamps else ""
     return f"{'none' if budget.limit is None else budget.limit}; source={budget.source}{headroom}{clamps}"
 
