@@ -213,6 +213,9 @@ class Lengths:
         prior: shipped buckets of a `Sketch` by intent, and under "" those of any; see `relay.limits.shipped`.
         max_cells: bound on memory, at least the five cells of one request.
         half_life_s: time in which an answer's weight halves.
+
+    Attributes:
+        empty: whether no answer was counted.
     """
 
     def __init__(
@@ -222,17 +225,13 @@ class Lengths:
         max_cells: int = MAX_CELLS,
         half_life_s: float = HALF_LIFE_S,
     ) -> None:
+        self.empty = True
         self._prior = {kind: _prior_cell(dict(weights)) for kind, weights in prior.items()}
         self._cells: OrderedDict[tuple[str, ...], _Cell] = OrderedDict()
         self._max_cells = max_cells
         self._half_life_s = half_life_s
         self._now = 0.0  # of the last answer
         self._draws = 0
-
-    @property
-    def empty(self) -> bool:
-        """Whether no answer was counted."""
-        return not self._cells
 
     def expect(self, place: Place, quantile: float, *, extendable: bool = False) -> Expectation:
         """How long the answer will be.
@@ -297,7 +296,11 @@ class Lengths:
         draw, weight = self._draws * _SILVER % 1.0, 1.0
         stale = []
         for name in (*place.cells(), _ALL):
-            cell = self._enter(name)
+            cell = self._cells.get(name)
+            if cell is None:
+                cell = self._add(name)
+            else:
+                self._cells.move_to_end(name)
             if length <= cell.usual and weight < cell.stride:
                 weight = cell.stride
             if draw * weight >= 1.0:
@@ -348,7 +351,8 @@ class Lengths:
         for old in list(cells)[-self._max_cells :]:
             if old.lengths.relative_error != RELATIVE_ERROR:
                 raise ValueError(f"cells of {old.lengths.relative_error} relative error, not {RELATIVE_ERROR}")
-            cell = self._enter(old.cell)
+            self._cells.pop(old.cell, None)
+            cell = self._add(old.cell)
             cell.sketch = Sketch.restore(msgspec.structs.replace(old.lengths, half_life_s=self._half_life_s))
             cell.widening, cell.judged, cell.over = old.widening, old.judged, old.over
             cell.count, cell.longest = cell.sketch.weight(now), cell.sketch.largest()
@@ -367,16 +371,13 @@ class Lengths:
     def _prior_of(self, kind: str) -> _Cell:
         return self._prior.get(kind) or self._prior[""]
 
-    def _enter(self, name: tuple[str, ...]) -> _Cell:
-        """The cell of that name, now the most recently used."""
-        cell = self._cells.get(name)
-        if cell is None:
-            sketch = Sketch(relative_error=RELATIVE_ERROR, half_life_s=self._half_life_s)
-            cell = self._cells[name] = _Cell(name, sketch, self._prior_of("").believed)
-            if len(self._cells) > self._max_cells:
-                self._cells.popitem(last=False)
-        else:
-            self._cells.move_to_end(name)
+    def _add(self, name: tuple[str, ...]) -> _Cell:
+        """A cell of that name, now the most recently used."""
+        sketch = Sketch(relative_error=RELATIVE_ERROR, half_life_s=self._half_life_s)
+        cell = self._cells[name] = _Cell(name, sketch, self._prior_of("").believed)
+        if len(self._cells) > self._max_cells:
+            self._cells.popitem(last=False)
+        self.empty = False
         return cell
 
     def _completed(self, place: Place, tokens: int) -> float:
@@ -389,14 +390,16 @@ class Lengths:
     def _reflect(self, cell: _Cell, place: Place) -> None:
         """Compute what follows for a cell inside the wider ones, as far as a place lies in them."""
         weight = cell.sketch.weight(self._now)
-        parts = [(self._prior_of(place.kind).sketch, 1.0)]
-        for name in reversed(place.cells()):
+        share = weight / (weight + (INTENT_INERTIA if cell.name[_OF_APPLICATION:] else INERTIA))
+        parts, rest = [(cell.sketch, share)], 1.0 - share
+        for name in place.cells():
             if len(name) < len(cell.name) and (wider := self._cells.get(name)):
                 # What a wider cell knows from this one is not said twice.
                 others = max(wider.sketch.weight(self._now) - weight, 0.0)
-                parts = _within(parts, wider.sketch, others, INERTIA)
-        inertia = INTENT_INERTIA if cell.name[_OF_APPLICATION:] else INERTIA
-        cell.believed = quantiles.mix(_within(parts, cell.sketch, weight, inertia))
+                share = others / (others + INERTIA)
+                parts.append((wider.sketch, rest * share))
+                rest *= 1.0 - share
+        cell.believed = quantiles.mix([*parts, (self._prior_of(place.kind).sketch, rest)])
         cell.slack = self._slack(cell.sketch.mean(), weight)
         cell.stride = min(max(weight / CENSUS, 1.0), MAX_STRIDE)
         cell.usual = cell.believed.bound(USUAL)
@@ -452,14 +455,6 @@ def living(cells: Iterable[CellSnapshot], now: float) -> list[CellSnapshot]:
 def models(cells: Iterable[CellSnapshot]) -> set[str]:
     """Whose answers are in these cells; see `Place.cells`."""
     return {name[0] if len(name) == _OF_APPLICATION else name[1] for name in (old.cell for old in cells) if name[1:]}
-
-
-def _within(
-    parts: list[tuple[Sketch, float]], sketch: Sketch, weight: float, inertia: float
-) -> list[tuple[Sketch, float]]:
-    """The mixture of a cell, given that of the wider ones."""
-    share = weight / (weight + inertia)
-    return [*((wider, rest * (1.0 - share)) for wider, rest in parts), (sketch, share)]
 
 
 def _prior_cell(weights: dict[int, float]) -> _Cell:
