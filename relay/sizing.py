@@ -53,7 +53,7 @@ MAX_APPLICATIONS = 512
 """System prompts that are remembered; of each some kilobytes at most."""
 
 
-class Reading(NamedTuple):
+class Reading(msgspec.Struct, frozen=True, gc=False):
     """What is read of a prompt alone.
 
     Attributes:
@@ -142,10 +142,10 @@ class Sizer:
         gist = dialect.gist(request)
         intent = classify(gist.body)
         return Reading(
-            intent=intent,
-            label=self.intents.settled(intent),
-            application=self._application(system_text(gist.body)),
-            prompt_tokens=prompt_tokens.estimate_escaped(gist.texts, messages=len(request.turns), images=gist.images),
+            intent,
+            self.intents.settled(intent),
+            self._application(system_text(gist.body)),
+            prompt_tokens.estimate_escaped(gist.texts, messages=len(request.turns), images=gist.images),
         )
 
 

@@ -96,13 +96,15 @@ def _read(request: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
     messages = request.get("messages")
     if not isinstance(messages, _LISTS):
         messages = ()
-    system = _text(messages[0])[:SYSTEM_WINDOW] if messages and _role(messages[0]) in _SYSTEM_ROLES else ""
+    system = user = ""
+    if messages and isinstance(first := messages[0], _MAPPINGS) and first.get("role") in _SYSTEM_ROLES:
+        system = _text(first.get("content"))[:SYSTEM_WINDOW]
     for last in messages[: -_TURNS_READ - 1 : -1]:
-        if _role(last) == "user":
+        if isinstance(last, _MAPPINGS) and last.get("role") == "user":
+            user = _text(last.get("content"))
             break
     else:
         last = None
-    user = _text(last)
     text = f"{system} \x01 {user} \x02" if system or user else ""
     if text.isascii():
         words = [*map(_cut, text.encode().translate(_BLANKED).decode().split())]
@@ -137,7 +139,7 @@ def _cues(request: Mapping[str, Any], messages: Sequence[Any], last: object, tex
     if isinstance(tools, _LISTS):
         cues += _TOOLS[: 1 + _words_shared(tools, text.lower())]
     response_format = request.get("response_format")
-    if isinstance(response_format, _MAPPINGS) and response_format.get("type") in _JSON:
+    if response_format and isinstance(response_format, _MAPPINGS) and response_format.get("type") in _JSON:
         cues.append("#json")
     return cues
 
@@ -153,16 +155,11 @@ def _words_shared(tools: Sequence[Any], text: str) -> int:
     return len({*_long_words(" ".join(described).lower())}.intersection(_long_words(text)))
 
 
-def _role(message: object) -> object:
-    return message.get("role") if isinstance(message, _MAPPINGS) else None
-
-
-def _text(message: object) -> str:
-    """The beginning and the end of a message's text; images and the like have none."""
-    content = message.get("content") if isinstance(message, _MAPPINGS) else None
+def _text(content: object) -> str:
+    """The beginning and the end of a text, or of the texts of parts together; images and the like have none."""
     if not isinstance(content, str):
-        content = "\n".join(_clip(text) for part in _parts(content) if isinstance(text := _part_text(part), str))
-    return _clip(content)
+        content = "\n".join([_text(text) for part in _parts(content) if isinstance(text := _part_text(part), str)])
+    return content if len(content) <= HEAD + TAIL else f"{content[:HEAD]}\n{content[-TAIL:]}"
 
 
 def _parts(content: object) -> Sequence[Any]:
@@ -173,7 +170,3 @@ def _parts(content: object) -> Sequence[Any]:
 
 def _part_text(part: object) -> object:
     return part.get("text") if isinstance(part, _MAPPINGS) else part
-
-
-def _clip(text: str) -> str:
-    return text if len(text) <= HEAD + TAIL else f"{text[:HEAD]}\n{text[-TAIL:]}"

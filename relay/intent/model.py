@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from math import exp, sqrt
-from struct import iter_unpack, unpack
+from struct import Struct, iter_unpack
 from typing import TYPE_CHECKING, Any, Final
 from zlib import decompress
 
@@ -27,9 +27,9 @@ LABELS: Final = INTENTS
 CENTRE: Final = 95
 """What a stored weight of nothing is: weights are stored from 0 to twice this."""
 
-_LANES = f"<{len(LABELS)}H"
 _LANE_BYTES = 2
 _ROW_BYTES = _LANE_BYTES * len(LABELS)
+_lanes = Struct(f"<{len(LABELS)}H").unpack
 _DIGITS = 3  # of a confidence: the last bits of `exp` differ between C libraries
 
 
@@ -59,7 +59,7 @@ def classify(request: Mapping[str, Any]) -> Intent:
     Returns:
         The likeliest of `LABELS`. Of many answers with confidence 0.8, eight in ten are right.
     """
-    odds = _odds(_weights.keys() & features(request))
+    _, odds = _weighed(_weights.keys() & features(request))
     best = max(odds)
     return Intent(LABELS[odds.index(best)], round(best / sum(odds), _DIGITS))
 
@@ -76,25 +76,16 @@ def spoken(request: Mapping[str, Any], most: int = 8) -> list[tuple[str, float]]
         They are pieces of the prompt: show them to nobody but its sender.
     """
     known = _weights.keys() & features(request)
-    odds = _odds(known)
+    factor, odds = _weighed(known)
     label = odds.index(max(odds))
-    factor = _factor(known)
-    weights = {name: factor * (_lanes(_weights[name])[label] - CENTRE) for name in known}
+    weights = {name: factor * (_lanes(_weights[name].to_bytes(_ROW_BYTES, "little"))[label] - CENTRE) for name in known}
     loudest = sorted(weights, key=lambda name: (-weights[name], name))[:most]
     shown = legible(request)
     return [(shown[name], round(weights[name], _DIGITS)) for name in loudest if weights[name] > 0]
 
 
-def _odds(known: set[str]) -> list[float]:
-    """By label, how likely it is, but for a factor. No sum of weights is too great for a float."""
-    factor, nothing = _factor(known), CENTRE * len(known)
-    lanes = _lanes(sum(map(_weights.__getitem__, known)))
-    return [exp(factor * (lane - nothing) + bias) for lane, bias in zip(lanes, BIAS, strict=True)]
-
-
-def _factor(known: set[str]) -> float:
-    return SCALE / sqrt(len(known) or 1)
-
-
-def _lanes(packed: int) -> tuple[int, ...]:
-    return unpack(_LANES, packed.to_bytes(_ROW_BYTES, "little"))
+def _weighed(known: set[str]) -> tuple[float, list[float]]:
+    """What sums of weights count, and by label how likely it is, but for a factor: none is too great for a float."""
+    factor, nothing = SCALE / sqrt(len(known) or 1), CENTRE * len(known)
+    lanes = _lanes(sum(map(_weights.__getitem__, known)).to_bytes(_ROW_BYTES, "little"))
+    return factor, [exp(factor * (lane - nothing) + bias) for lane, bias in zip(lanes, BIAS, strict=True)]

@@ -8,7 +8,7 @@ contents are walked only where they are lists of parts.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -43,7 +43,7 @@ _NOTHING = (b"null", b"false", b"0", b'""', b"{}")
 _IMAGE = msgspec.Raw(b'"image_url"')
 
 
-class Gist(NamedTuple):
+class Gist(msgspec.Struct, frozen=True, gc=False):
     """What is left.
 
     Attributes:
@@ -91,29 +91,30 @@ def gist(turns: Sequence[Turn], fields: Mapping[str, msgspec.Raw]) -> Gist:
         turns: its messages.
         fields: its top-level fields.
     """
-    asked = next((turn for turn in reversed(turns[-RECENT:]) if turn.role == "user"), None)
+    latest = turns[: -RECENT - 1 : -1]
+    roles = [turn.role for turn in latest]
+    asked = latest[roles.index("user")] if "user" in roles else None
     messages: list[dict[str, Any]] = []
     body: dict[str, Any] = {"messages": messages}
     texts, images = [], 0
     for place, turn in enumerate(turns):
-        view = memoryview(turn.content)
-        kind = view[0] if view else 0
-        parts = _parts(turn.content) if kind == BRACKET else []
-        if kind == _QUOTE:
+        view, parts = memoryview(turn.content), None
+        if view and view[0] == _QUOTE:
             texts.append(view[1:-1])
-        for part in parts:
-            texts.append(memoryview(part.text)[1:-1])
-            images += part.type == _IMAGE
+        elif view and view[0] == BRACKET:
+            parts = _parts(turn.content)
+            for part in parts:
+                texts.append(memoryview(part.text)[1:-1])
+                images += part.type == _IMAGE
         if turn.tool_calls is not ABSENT:
             texts.append(memoryview(turn.tool_calls))
         if not place or turn is asked:
             messages.append({"role": turn.role, "content": _ends(parts) if parts else _text(view)})
         elif place >= len(turns) - RECENT:
             messages.append({"role": turn.role})
-    for name in ("tools", "functions"):
-        if name in fields:
-            body[name] = _tools(fields[name])
-            texts.append(memoryview(fields[name]))
+    for name in filter(fields.__contains__, ("tools", "functions")):
+        body[name] = _tools(fields[name])
+        texts.append(memoryview(fields[name]))
     if "response_format" in fields:
         body["response_format"] = _response_format(fields["response_format"])
     return Gist(body, texts, images)
