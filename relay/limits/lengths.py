@@ -399,7 +399,7 @@ class Lengths:
                 share = others / (others + INERTIA)
                 parts.append((wider.sketch, rest * share))
                 rest *= 1.0 - share
-        cell.believed = quantiles.mix([*parts, (self._prior_of(place.kind).sketch, rest)])
+        cell.believed = quantiles.mix([(self._prior_of(place.kind).sketch, rest), *parts])
         cell.slack = self._slack(cell.sketch.mean(), weight)
         cell.stride = min(max(weight / CENSUS, 1.0), MAX_STRIDE)
         cell.usual = cell.believed.bound(USUAL)

@@ -143,8 +143,11 @@ class Sketch:
         if not self._weight:
             return 0.0
         factor = share / self._weight
-        for bucket, weight in self._weights.items():
-            into[bucket] = into.get(bucket, 0.0) + weight * factor
+        if not into:  # of a mixture the prior comes first, and has most of the buckets
+            into.update({bucket: weight * factor for bucket, weight in self._weights.items()})
+        else:
+            for bucket, weight in self._weights.items():
+                into[bucket] = into.get(bucket, 0.0) + weight * factor
         return self._total * factor
 
     def snapshot(self, now: float) -> Snapshot:
