@@ -54,7 +54,10 @@ class Stages:
         Args:
             story: awaits futures and `next_stage`.
         """
-        self._enter(story, self._arrived)
+        if self._goes_alone():
+            self._run([story])
+        else:
+            self._arrived.append(story)
 
     def soon(self, step: Callable[[], None]) -> None:
         """Take a single step, likewise; before those that start."""
@@ -62,12 +65,6 @@ class Stages:
             step()
         else:
             self._going_on.append(_once(step))
-
-    def _enter(self, story: Story, line: list[Story]) -> None:
-        if self._goes_alone():
-            self._run([story])
-        else:
-            line.append(story)
 
     def _goes_alone(self) -> bool:
         """Whether one more need not wait for the others of this turn."""
@@ -86,26 +83,31 @@ class Stages:
                 self._run(together)
 
     def _run(self, together: list[Story]) -> None:
+        """Go on with them, stage by stage, until each has to wait or is over."""
         while together:
-            together = [story for story in together if self._reaches_next_stage(story)]
-
-    def _reaches_next_stage(self, story: Story) -> bool:
-        """Go on. False if it has to wait first, or is over."""
-        try:
-            awaited = story.send(None)
-        except (StopIteration, asyncio.CancelledError):  # the latter where what it waited for was given up
-            return False
-        except Exception as error:  # noqa: BLE001 - it must not end those that go together with this one
-            asyncio.get_running_loop().call_exception_handler({"message": f"{story!r} failed", "exception": error})
-            return False
-        if awaited is not None:
-            awaited._asyncio_future_blocking = False  # noqa: SLF001 - what a task says: it was awaited rightly
-            awaited.add_done_callback(partial(self._resume, story))
-        return awaited is None
+            going_on = []
+            for story in together:
+                try:
+                    awaited = story.send(None)
+                except (StopIteration, asyncio.CancelledError):  # the latter where what it waited for was given up
+                    continue
+                except Exception as error:  # noqa: BLE001 - it must not end those that go together with this one
+                    context = {"message": f"{story!r} failed", "exception": error}
+                    asyncio.get_running_loop().call_exception_handler(context)
+                    continue
+                if awaited is None:
+                    going_on.append(story)
+                else:
+                    awaited._asyncio_future_blocking = False  # noqa: SLF001 - what a task says: it was awaited rightly
+                    awaited.add_done_callback(partial(self._resume, story))
+            together = going_on
 
     def _resume(self, story: Story, _: asyncio.Future[Any]) -> None:
         """What it waited for is there."""
-        self._enter(story, self._going_on)
+        if self._goes_alone():
+            self._run([story])
+        else:
+            self._going_on.append(story)
 
 
 async def _once(step: Callable[[], None]) -> None:

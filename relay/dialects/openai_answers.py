@@ -273,12 +273,15 @@ class ChatStreamReader:
         """Events as one JSON array; None unless each is one line behind `data: `, but for a last `[DONE]`."""
         if b"\r" in whole or not whole.startswith(b"data: "):
             return None
-        lines = whole.removesuffix(DONE_EVENT)
+        events = whole.removesuffix(DONE_EVENT)[6:-2].split(b"\n\ndata: ")
+        array = b"[%b]" % b",".join(events)
+        if b"\n" in array:
+            return None
         try:
-            bodies = self._read_many(b"[%b]" % lines[6:-2].replace(b"\n\ndata: ", b","))
+            bodies = self._read_many(array)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return None
-        return bodies if len(bodies) == lines.count(b"\n\n") else None  # else what is JSON together is not JSON apart
+        return bodies if len(bodies) == len(events) else None  # else what is JSON together is not JSON apart
 
     def _take_together(self, whole: bytes, bodies: Sequence[AnyBody]) -> bytes:
         """Events that were read in one go; a `[DONE]` may follow them."""
