@@ -363,7 +363,7 @@ class Exchange:
         while queue:
             planned = queue.pop(0)
             model, upstream = served.policy.models[planned.model], served.upstreams[planned.model]
-            if (too_small or self._continuation is not None) and not self._may_ask(model, too_small):
+            if self._begun and not self._may_ask(model, too_small):
                 continue
             self._deadline = self._arrived_at + model.timeouts.total_s
             waits = planned.backoff_s > 0 or upstream.troubled
@@ -447,7 +447,7 @@ class Exchange:
         last.release(last.usage or self._estimated_usage(last))
 
     def _may_ask(self, model: Model, too_small: list[Model]) -> bool:
-        """Whether a model can serve what is to be asked next."""
+        """Whether a model can serve what is to be asked next, behind an attempt or more."""
         if model.continuation == "none" and self._continuation is not None and self._continuation.so_far is not None:
             return False
         return all(_is_larger(model, small) for small in too_small)

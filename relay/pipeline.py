@@ -57,6 +57,7 @@ class Pipeline:
         ledgers: what routes that hedge have spent, by name.
         experience: what budgets learn from; kept when the policy changes.
         stages: by which requests that no task runs go on.
+        heads: of requests that were admitted under this policy; a runtime may remember some, by keys of its own.
     """
 
     def __init__(
@@ -81,14 +82,10 @@ class Pipeline:
         self.ledgers: dict[str, Ledger] = {}
         self.experience = Experience()
         self.stages = Stages()
+        self.heads: dict[object, Head | None] = {}
         self.policy = policy
         self._timer: Timer | None = None
         self._idle: asyncio.Future[None] | None = None
-
-    @property
-    def heads(self) -> dict[object, Head | None]:
-        """Heads of requests that were admitted under this policy; a runtime may remember some, by keys of its own."""
-        return self._served.heads
 
     @property
     def policy(self) -> Policy:
@@ -108,6 +105,7 @@ class Pipeline:
             route.name: self.ledgers.get(route.name) or Ledger() for route in policy.routes if route.hedge is not None
         }
         self._served = Served(policy, self.upstreams, self.ledgers, self.experience)
+        self.heads = {}
 
     def open(self, client: Client, head: Head) -> Exchange:
         """Begin a request whose headers have arrived."""

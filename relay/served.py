@@ -14,7 +14,6 @@ from relay.sizing import Sizer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from relay.head import Head
     from relay.limits.experience import Experience
     from relay.limits.hedging import Ledger
     from relay.messages import Attempt
@@ -34,7 +33,6 @@ class Served:
         sizer: tells intents and sets budgets; None if the policy wants neither.
         endpoints: where each provider answers chat requests, by provider name.
         forwarded: names of the client's headers that each provider may see, by provider name.
-        heads: of requests that were admitted, see `Pipeline.heads`.
     """
 
     __slots__ = (
@@ -43,7 +41,6 @@ class Served:
         "choosers",
         "endpoints",
         "forwarded",
-        "heads",
         "ledgers",
         "policy",
         "prices",
@@ -85,7 +82,6 @@ class Served:
             )
             for route in policy.routes
         }
-        self.heads: dict[object, Head | None] = {}
         self._known_keys: dict[bytes, Key] = {}
 
     def key_for(self, presented: bytes) -> Key | None:

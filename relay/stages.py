@@ -44,6 +44,7 @@ class Stages:
 
     def __init__(self) -> None:
         self._arrived: list[Story] = []
+        self._steps: list[Callable[[], None]] = []
         self._going_on: list[Story] = []
         self._in_this_turn = 0
         self._crowded = False  # the last turn brought more than one
@@ -60,11 +61,11 @@ class Stages:
             self._arrived.append(story)
 
     def soon(self, step: Callable[[], None]) -> None:
-        """Take a single step, likewise; before those that start."""
+        """Take a single step, likewise; before those that start or go on."""
         if self._goes_alone():
             step()
         else:
-            self._going_on.append(_once(step))
+            self._steps.append(step)
 
     def _goes_alone(self) -> bool:
         """Whether one more need not wait for the others of this turn."""
@@ -76,6 +77,12 @@ class Stages:
 
     def _end_turn(self) -> None:
         self._crowded, self._in_this_turn = self._in_this_turn > 1, 0
+        for step in self._steps:  # those that come meanwhile, too
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001 - as in `_run`
+                _failed(step, error)
+        self._steps.clear()
         for line in (self._going_on, self._arrived):
             while line:
                 together = line[:TOGETHER]
@@ -92,8 +99,7 @@ class Stages:
                 except (StopIteration, asyncio.CancelledError):  # the latter where what it waited for was given up
                     continue
                 except Exception as error:  # noqa: BLE001 - it must not end those that go together with this one
-                    context = {"message": f"{story!r} failed", "exception": error}
-                    asyncio.get_running_loop().call_exception_handler(context)
+                    _failed(story, error)
                     continue
                 if awaited is None:
                     going_on.append(story)
@@ -110,5 +116,5 @@ class Stages:
             self._going_on.append(story)
 
 
-async def _once(step: Callable[[], None]) -> None:
-    step()
+def _failed(what: Story | Callable[[], None], error: Exception) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": f"{what!r} failed", "exception": error})

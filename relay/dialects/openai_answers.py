@@ -238,7 +238,9 @@ class ChatStreamReader:
             return b""
         if not whole:
             return b""
-        if whole.find(b"\n\n") == len(whole) - 2 and b"\r" not in whole:  # one event, as nearly always
+        if b"\r" in whole:
+            passed = self._take_each(whole)
+        elif whole.find(b"\n\n") == len(whole) - 2:  # one event, as nearly always
             spoken = self.output_chars - self.reasoning_chars
             passed = whole if self._take(whole) else b""
             if self.output_chars - self.reasoning_chars > spoken > 0 and self._misses < _MAX_MISSES:  # not the first
@@ -270,8 +272,8 @@ class ChatStreamReader:
         return owed + DONE_EVENT
 
     def _read_together(self, whole: bytes) -> Sequence[AnyBody] | None:
-        """Events as one JSON array; None unless each is one line behind `data: `, but for a last `[DONE]`."""
-        if b"\r" in whole or not whole.startswith(b"data: "):
+        """Events without CRs as one JSON array; None unless each is a line behind `data: `, but for a last `[DONE]`."""
+        if not whole.startswith(b"data: "):
             return None
         events = whole.removesuffix(DONE_EVENT)[6:-2].split(b"\n\ndata: ")
         array = b"[%b]" % b",".join(events)
