@@ -85,7 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
         relay: its policy says how large a head may be. Make a subclass that has it with `for_pipeline`.
     """
 
-    __slots__ = ("_head_timer", "_idle_since", "_rest_bytes", "_rest_timer", "_started", "_unframed")
+    __slots__ = ("_head_timer", "_idle_since", "_rest_bytes", "_rest_timer", "_started", "_unframed", "_unsent")
 
     relay: ClassVar[Pipeline]
     parser: Any  # llhttp; None while none is needed
@@ -96,6 +96,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.pipeline = _NONE_QUEUED
         self._unframed = 0
         self._idle_since = self.loop.time()
+        self._unsent = 0  # bytes of its answer that the client had not taken at the last look
         self._head_timer: Timer | None = None
         self._rest_timer: Timer | None = None  # while a body comes in whose request is answered
         self._started: Any = None  # uvicorn's cycle that the application runs, or ran last
@@ -125,10 +126,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def close_if_idle(self, now: float) -> None:
         """Close the connection if it has been idle for long enough; `Server` looks from time to time.
 
-        A client that has not taken its last answer by then never may: it is not waited for, as `close` would.
+        A client that takes its last answer is not idle. One that takes none of it never may: it is not waited for, as
+        `close` would.
         """
         if self.busy or (self._unframed and not self.transport.is_closing()):
             return
+        unsent = self.transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self._idle_since = now
+        self._unsent = unsent
         if now - self._idle_since >= self.timeout_keep_alive:
             self.transport.abort()
 

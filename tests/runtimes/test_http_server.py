@@ -385,6 +385,28 @@ async def test_a_client_that_never_takes_its_answer_is_let_go() -> None:
         assert not server.server_state.connections
 
 
+async def test_a_client_that_takes_its_answer_slowly_is_waited_for() -> None:
+    """A connection through which an answer still goes is not idle, however long that takes."""
+    async with (
+        Upstream(always(send(whole(completion("a" * 30_000_000))))) as upstream,
+        server_of(upstream.base_url, keep_alive_s=60) as server,
+        await RawClient.connect(port_of(server)) as client,
+    ):
+        await client.send(post(request_body()))
+        await client.receive(1)
+        (connection,) = server.server_state.connections
+        assert isinstance(connection, FastLane)
+        now = asyncio.get_running_loop().time()
+        for minute in range(1, 4):
+            unsent = connection.transport.get_write_buffer_size()
+            connection.close_if_idle(now + 60 * minute - 1)
+            while connection.transport.get_write_buffer_size() == unsent:
+                assert await client.receive()
+        connection.close_if_idle(now + 60 * 4)
+        assert not connection.transport.is_closing()
+        assert connection.transport.get_write_buffer_size()
+
+
 async def test_an_answer_behind_one_that_was_not_taken_waits() -> None:
     """A client that asks again and takes nothing of the last answer does not fill the memory with the next one."""
     text = "a" * 8_000_000
