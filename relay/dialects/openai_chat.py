@@ -93,7 +93,6 @@ _REASONING_FIELDS = ("reasoning_effort", "reasoning", "thinking", "extra_body")
 """Where clients speak of hidden reasoning."""
 _RULES_THINKING_OUT = {"temperature", "top_p", "tools", "tool_choice"}
 _UNUSED = (b"", b"null", b"[]", b'"none"')
-_TOOLS = {"tools", "functions"}
 _NOT_CONTINUED = {
     "response_format": (b"null", b'{"type":"text"}', b'{"type": "text"}'),
     "modalities": (b"null", b'["text"]'),
@@ -101,6 +100,8 @@ _NOT_CONTINUED = {
     "logprobs": (b"null", b"false"),
 }
 """Fields that make answers which cannot be put together from several, and their values that do not."""
+_NOT_SURELY_CONTINUED = _NOT_CONTINUED | {"tools": _UNUSED, "functions": _UNUSED}
+"""Those, and fields by which an answer may become a call, which cannot be taken up in the middle."""
 _IMAGE_PART = re.compile(rb'"type"\s*:\s*"image_url"')
 _AUDIO_PART = re.compile(rb'"type"\s*:\s*"input_audio"')
 _AT_FIELD = re.compile(r"(?:at `\$\.|required field `)(\w+)")
@@ -185,11 +186,8 @@ class OpenAIChat:
         return None
 
     def extendable(self, request: ChatRequest) -> bool:
-        """As `may_continue`; a tool that is offered may be called, and a call cannot be taken up in the middle."""
-        fields = request.fields
-        if not _TOOLS.isdisjoint(fields) and any(bytes(fields.get(name, b"")) not in _UNUSED for name in _TOOLS):
-            return False
-        return self.may_continue(request)
+        """As `may_continue`, and no tools are offered."""
+        return _continues(request, _NOT_SURELY_CONTINUED)
 
     def takes_effort(self, request: ChatRequest, effort_field: str) -> bool:
         """Anthropic refuses `thinking` beside sampling parameters and forced tools, and wants more room than it."""
@@ -225,11 +223,7 @@ class OpenAIChat:
 
     def may_continue(self, request: ChatRequest) -> bool:
         """Not JSON, sound or log probabilities, of one answer only, and none whose beginning the client wrote."""
-        fields = request.fields
-        for name in filter(fields.__contains__, _NOT_CONTINUED):
-            if bytes(fields[name]) not in _NOT_CONTINUED[name]:
-                return False
-        return request.choices == 1 and bool(request.turns) and request.turns[-1].role != "assistant"
+        return _continues(request, _NOT_CONTINUED)
 
     def answer_text(self, body: bytes) -> str | None:
         """See `relay.dialects.openai_segments`."""
@@ -315,6 +309,15 @@ def _turn(raw: msgspec.Raw) -> Turn:
         return _read_turn(raw)
     except msgspec.ValidationError:
         return Turn()
+
+
+def _continues(request: ChatRequest, unless: dict[str, tuple[bytes, ...]]) -> bool:
+    """Whether answers may be put together from several, unless a field has another value than these."""
+    fields = request.fields
+    for name in filter(fields.__contains__, unless):
+        if bytes(fields[name]) not in unless[name]:
+            return False
+    return request.choices == 1 and bool(request.turns) and request.turns[-1].role != "assistant"
 
 
 def _shaped(request: ChatRequest, shape: Shape, max_tokens_field: str | None) -> dict[str, bytes]:
