@@ -111,7 +111,7 @@ def _add(body: bytes, name: str, value: bytes) -> bytes:
     while body[end - 1] in _SPACE:
         end -= 1
     comma = b"" if body[end - 1] == _OPEN else b","
-    return b"%b%b%b:%b%b" % (body[:end], comma, msgspec.json.encode(name), value, body[end:])
+    return b"".join((body[:end], comma, msgspec.json.encode(name), b":", value, body[end:]))
 
 
 def _walk(body: bytes, fields: Fields, changes: Mapping[str, bytes], renames: Mapping[str, str]) -> bytes:
