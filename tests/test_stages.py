@@ -137,6 +137,30 @@ async def test_single_steps() -> None:
     assert party.seen == [(9, 9), *((stage, 0) for stage in range(3))]
 
 
+async def test_single_steps_before_what_goes_on() -> None:
+    """Single steps, and those that they bring, are taken before what has waited goes on."""
+    seen: list[str] = []
+    stages = Stages()
+    door = asyncio.get_running_loop().create_future()
+
+    async def waiting() -> None:
+        await door
+        seen.append("story")
+
+    def step() -> None:
+        seen.append("step")
+        stages.soon(lambda: seen.append("step of a step"))
+
+    stages.start(waiting())
+    stages.start(waiting())
+    await turn()
+    door.set_result(None)
+    asyncio.get_running_loop().call_soon(stages.soon, step)  # behind the stories, which it overtakes
+    for _ in range(2):
+        await turn()
+    assert seen == ["step", "step of a step", "story", "story"]
+
+
 async def test_single_step_alone() -> None:
     """Where nothing else happens, a single step is taken at once."""
     party, stages = Party(), Stages()
