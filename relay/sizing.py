@@ -7,7 +7,7 @@ becomes depends most of all on who gives it.
 from __future__ import annotations
 
 from array import array
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -279,8 +279,7 @@ class Sizing(msgspec.Struct, eq=False):
         written = usage.completion_tokens // self._request.choices
         hidden = usage.reasoning_tokens // self._request.choices or round(written * reasoning_share)
         grant = self.grant(model)
-        lesson = partial(
-            self._experience.observe,
+        self._experience.soon(
             self.rules.budget,
             grant.asked,
             grant.place,
@@ -290,7 +289,6 @@ class Sizing(msgspec.Struct, eq=False):
             hidden=hidden,
             cut=cut,
         )
-        self._experience.soon(lesson)
 
     def _settle(self, model: Model) -> Grant:
         rules, request, said, thinking = self.rules, self._request, self._reasoning, 0

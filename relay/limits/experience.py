@@ -12,7 +12,7 @@ from relay.limits.prompt_tokens import Calibration
 from relay.limits.shipped import ANSWER_LENGTHS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Container
 
     from relay.limits.budgets import Request
     from relay.messages import Budget, BudgetRules
@@ -52,7 +52,7 @@ class Experience:
         self.answers = Lengths(ANSWER_LENGTHS)
         self.reasoning = Lengths(_NO_REASONING)
         self.prompts = Calibration()
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: list[tuple[BudgetRules, Request, Place, Budget, float, int, int, bool]] = []
 
     def budget(self, rules: BudgetRules, request: Request, place: Place) -> Budget:
         """Set the limit of an answer; see `budgets.budget`."""
@@ -123,21 +123,28 @@ class Experience:
         if not (cut and visible >= rules.ceiling):
             self.answers.observe(place, visible, now, cut=cut)
 
-    def soon(self, lesson: Callable[[], None]) -> None:
-        """Learn together with other answers: with the next call of `catch_up`, or when there are `MANY`.
-
-        Args:
-            lesson: a call of `observe`.
-        """
-        self._waiting.append(lesson)
+    def soon(
+        self,
+        rules: BudgetRules,
+        request: Request,
+        place: Place,
+        budget: Budget,
+        now: float,
+        *,
+        visible: int,
+        hidden: int = 0,
+        cut: bool = False,
+    ) -> None:
+        """As `observe`, together with other answers: with the next call of `catch_up`, or when there are `MANY`."""
+        self._waiting.append((rules, request, place, budget, now, visible, hidden, cut))
         if len(self._waiting) >= MANY:
             self.catch_up()
 
     def catch_up(self) -> None:
         """Learn what waits."""
         waiting, self._waiting = self._waiting, []
-        for lesson in waiting:
-            lesson()
+        for rules, request, place, budget, now, visible, hidden, cut in waiting:
+            self.observe(rules, request, place, budget, now, visible=visible, hidden=hidden, cut=cut)
 
     def snapshot(self, now: float) -> ExperienceSnapshot:
         """What is known at `now`."""

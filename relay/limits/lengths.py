@@ -294,13 +294,13 @@ class Lengths:
         self._now = now
         self._draws += 1
         draw, weight = self._draws * _SILVER % 1.0, 1.0
-        stale = []
+        cells, stale = self._cells, []
         for name in (*place.cells(), _ALL):
-            cell = self._cells.get(name)
+            cell = cells.get(name)
             if cell is None:
                 cell = self._add(name)
             else:
-                self._cells.move_to_end(name)
+                cells.move_to_end(name)
             if length <= cell.usual and weight < cell.stride:
                 weight = cell.stride
             if draw * weight >= 1.0:

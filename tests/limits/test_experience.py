@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
-
 import msgspec
 import pytest
 
@@ -12,9 +9,6 @@ from relay.limits.budgets import Request
 from relay.limits.experience import MANY, TRIAL, Experience, ExperienceSnapshot, living, merge, portion
 from relay.limits.lengths import Place
 from relay.messages import BudgetRules
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 NOW = 1_800_000_000.0
 RULES = BudgetRules()
@@ -44,25 +38,20 @@ def test_budgets_come_from_what_was_seen() -> None:
     assert after.limit == pytest.approx(1200, rel=0.06)
 
 
-def soon(experience: Experience) -> Callable[..., None]:
-    """As `observe`, but together with other answers."""
-    return lambda *args, **kwargs: experience.soon(partial(experience.observe, *args, **kwargs))
-
-
 def test_answers_learned_together_teach_what_they_teach_one_by_one() -> None:
     """Answers wait until they are asked for, or are many; then all is as if each had been counted at once."""
     request = Request(100, reasons=True)
     at_once, together = Experience(), Experience()
     budget = at_once.budget(RULES, request, HOME)
     for number in range(MANY - 1):
-        for observe in (at_once.observe, soon(together)):
+        for observe in (at_once.observe, together.soon):
             visible, cut = 100 + 9 * number, number % 7 == 0
             observe(RULES, request, HOME, budget, NOW + number, visible=visible, hidden=number, cut=cut)
     assert together.answers.empty
     together.catch_up()
     assert together.snapshot(NOW) == at_once.snapshot(NOW)
     for _ in range(MANY):
-        for observe in (at_once.observe, soon(together)):
+        for observe in (at_once.observe, together.soon):
             observe(RULES, request, HOME, budget, NOW + MANY, visible=50)
     assert together.answers.snapshot(NOW) == at_once.answers.snapshot(NOW)
 
@@ -70,7 +59,7 @@ def test_answers_learned_together_teach_what_they_teach_one_by_one() -> None:
 def test_a_snapshot_knows_what_waits() -> None:
     """Nothing that was answered is missing in what is kept."""
     experience, request = Experience(), Request(100)
-    soon(experience)(RULES, request, HOME, experience.budget(RULES, request, HOME), NOW, visible=50)
+    experience.soon(RULES, request, HOME, experience.budget(RULES, request, HOME), NOW, visible=50)
     assert experience.snapshot(NOW).answers
 
 
