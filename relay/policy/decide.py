@@ -185,12 +185,13 @@ class Chooser:
             cached = 0
             if prefixes and (cached := min(standing.cached_tokens(prefixes, now), prompt_tokens)):
                 usd -= cached * (usd_input - usd_cached)
-            score = (
-                w_doubt * outlook.doubt * (random_() - 0.5)
-                + w_ttft * log(ttft_s)
-                + w_latency * log(latency_s)
-                + w_cost * log(usd if usd > LEAST_USD else LEAST_USD)  # noqa: FURB136 - a call costs three times as much
-            )
+            score = w_doubt * outlook.doubt * (random_() - 0.5)
+            if w_ttft:
+                score += w_ttft * log(ttft_s)
+            if w_latency:
+                score += w_latency * log(latency_s)
+            if w_cost:
+                score += w_cost * log(usd if usd > LEAST_USD else LEAST_USD)  # noqa: FURB136 - a call costs thrice that
             over = outlook.ttft_p95_s > ceiling_s
             candidates.append(Weighed(name, place, "", over, score, ttft_s, latency_s, usd, cached))
         return candidates
@@ -212,7 +213,7 @@ class Chooser:
         self, prefer: str, order: list[str], usable: list[Weighed], now: float, rng: random.Random
     ) -> tuple[str, str] | None:
         """Who goes first instead of who stands there, and by what; None if nobody does."""
-        if prefer in order:
+        if prefer and prefer in order:
             return prefer, "prefer"
         first = usable[0]
         if self._shared:
@@ -233,13 +234,11 @@ class Chooser:
         w_hope, standings = w_ttft + w_latency, self._standings
         found, found_at = None, now - EXPLORE_EVERY_S
         for weighed in usable:
-            if weighed is first:
-                continue
             standing = standings[weighed.model]
-            best = weighed.score - w_hope * standing.outlook.hope
             if (
-                best < first.score
-                and standing.asked_at < found_at
+                standing.asked_at < found_at
+                and weighed.score - w_hope * standing.outlook.hope < first.score
+                and weighed is not first
                 and (self._owed >= 1.0 or standing.outlook.young)
                 and weighed.model not in self._shared
             ):

@@ -364,8 +364,8 @@ class Metrics:
             result = "truncated" if one.outcome is Outcome.BUDGET else "cut"
         self._budgets.add((one.intent, one.model, one.budget.source, result), len(records))
         if one.budget.own:
-            granted = sum(record.budget.reserve for record in records if record.budget)
-            used = sum(record.usage.completion_tokens for record in records if record.usage)
+            granted = sum([record.budget.reserve for record in records if record.budget])
+            used = sum([record.usage.completion_tokens for record in records if record.usage])
             self._budget_tokens.add((one.intent, one.model, "granted"), granted)
             self._budget_tokens.add((one.intent, one.model, "used"), used)
 

@@ -23,6 +23,7 @@ _LEFT = re.compile(
     rb"(?:x-)?ratelimit-remaining-(requests|tokens)(-minute|-hour|-day)?"  # OpenAI, Azure, Groq, xAI; Cerebras
     rb"|anthropic-ratelimit-(requests|tokens|input-tokens|output-tokens)-remaining"
 )
+_SHORTEST = len(b"ratelimit-remaining-tokens")  # most names are shorter: then they need not be searched
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s|d|us|µs|ns)?")
 _UNITS_S = {"d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
@@ -49,7 +50,7 @@ def rooms(headers: Headers) -> list[Room]:
     found = []
     fields: dict[bytes, bytes] = {}
     for name, value in headers:
-        if b"ratelimit" not in name or (counted := _counted(name)) is None:
+        if len(name) < _SHORTEST or b"ratelimit" not in name or (counted := _counted(name)) is None:
             continue
         if value.isdigit():  # Azure says -1 for what it does not count
             kind, reset = counted
