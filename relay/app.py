@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from relay.admission import body_too_large
 from relay.dialects import DIALECTS
-from relay.errors import AuthenticationFailed, ClientGone, InvalidRequest, RelayError, RequestTimeout
-from relay.exchange import BODY_TIMEOUT_S, CHAT_DIALECT
+from relay.errors import AuthenticationFailed, ClientGone, InvalidRequest, RelayError
+from relay.exchange import BODY_TIMEOUT_S, CHAT_DIALECT, body_too_late
 from relay.head import Head
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ async def _body_of(request: Request, pipeline: Pipeline) -> bytes:
                 if len(body) > max_body_bytes:
                     raise body_too_large(max_body_bytes)
     except TimeoutError:
-        raise RequestTimeout(f"The request's body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
+        raise body_too_late() from None
     except ClientDisconnect:
         raise ClientGone("The client closed the connection before its request was complete.") from None
     finally:

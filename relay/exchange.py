@@ -298,7 +298,7 @@ class Exchange:
         """Look at the time: deadlines, silence, keep-alives."""
         attempt = self._attempt
         if not self._running and now - self._arrived_at >= BODY_TIMEOUT_S:
-            self.refuse(RequestTimeout(f"The request's body did not arrive within {BODY_TIMEOUT_S:g} s."))
+            self.refuse(body_too_late())
         if attempt is None:
             return
         if now >= self._deadline:
@@ -786,6 +786,11 @@ class Exchange:
         # These know this exchange: no cycles are left for the collector.
         self._attempt = self._race = self._continuation = None
         self._pipeline.close_exchange(self, record)
+
+
+def body_too_late() -> RequestTimeout:
+    """The answer to a request whose body takes longer than `BODY_TIMEOUT_S`."""
+    return RequestTimeout(f"The request's body did not arrive within {BODY_TIMEOUT_S:g} s.")
 
 
 def _is_larger(model: Model, small: Model) -> bool:

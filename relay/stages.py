@@ -55,10 +55,7 @@ class Stages:
         Args:
             story: awaits futures and `next_stage`.
         """
-        if self._goes_alone():
-            self._run([story])
-        else:
-            self._arrived.append(story)
+        self._enter(story, self._arrived)
 
     def soon(self, step: Callable[[], None]) -> None:
         """Take a single step, likewise; before those that start or go on."""
@@ -66,6 +63,13 @@ class Stages:
             step()
         else:
             self._steps.append(step)
+
+    def _enter(self, story: Story, line: list[Story], _: asyncio.Future[Any] | None = None) -> None:
+        """Go on with it, which may have waited for a future."""
+        if self._goes_alone():
+            self._run([story])
+        else:
+            line.append(story)
 
     def _goes_alone(self) -> bool:
         """Whether one more need not wait for the others of this turn."""
@@ -105,15 +109,8 @@ class Stages:
                     going_on.append(story)
                 else:
                     awaited._asyncio_future_blocking = False  # noqa: SLF001 - what a task says: it was awaited rightly
-                    awaited.add_done_callback(partial(self._resume, story))
+                    awaited.add_done_callback(partial(self._enter, story, self._going_on))
             together = going_on
-
-    def _resume(self, story: Story, _: asyncio.Future[Any]) -> None:
-        """What it waited for is there."""
-        if self._goes_alone():
-            self._run([story])
-        else:
-            self._going_on.append(story)
 
 
 def _failed(what: Story | Callable[[], None], error: Exception) -> None:

@@ -213,9 +213,6 @@ class Lengths:
         prior: shipped buckets of a `Sketch` by intent, and under "" those of any; see `relay.limits.shipped`.
         max_cells: bound on memory, at least the five cells of one request.
         half_life_s: time in which an answer's weight halves.
-
-    Attributes:
-        empty: whether no answer was counted.
     """
 
     def __init__(
@@ -225,13 +222,17 @@ class Lengths:
         max_cells: int = MAX_CELLS,
         half_life_s: float = HALF_LIFE_S,
     ) -> None:
-        self.empty = True
         self._prior = {kind: _prior_cell(dict(weights)) for kind, weights in prior.items()}
         self._cells: OrderedDict[tuple[str, ...], _Cell] = OrderedDict()
         self._max_cells = max_cells
         self._half_life_s = half_life_s
         self._now = 0.0  # of the last answer
         self._draws = 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether no answer was counted."""
+        return not self._cells
 
     def expect(self, place: Place, quantile: float, *, extendable: bool = False) -> Expectation:
         """How long the answer will be.
@@ -377,7 +378,6 @@ class Lengths:
         cell = self._cells[name] = _Cell(name, sketch, self._prior_of("").believed)
         if len(self._cells) > self._max_cells:
             self._cells.popitem(last=False)
-        self.empty = False
         return cell
 
     def _completed(self, place: Place, tokens: int) -> float:

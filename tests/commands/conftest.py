@@ -12,27 +12,15 @@ from tests.servers.policies import policy
 if TYPE_CHECKING:
     from pathlib import Path
 
-PRICED = f"""\
-version = 1
-access.open = true
-[providers.p]
-dialect = "openai"
-base_url = "{BASE_URL}"
-[models.dear]
-provider = "p"
-price = {{ input = 10, output = 10 }}
-[models.cheap]
-provider = "p"
-price = {{ input = 1, output = 1 }}
-features = []
-[[routes]]
-name = "auto"
-candidates = ["dear", "cheap"]
-objective = {{ cost = 1 }}
-[keys.team]
-sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
-prefer = true
-"""
+PRICED = policy(
+    providers={"p": {"dialect": "openai", "base_url": BASE_URL}},
+    models={
+        "dear": {"provider": "p", "price": {"input": 10, "output": 10}},
+        "cheap": {"provider": "p", "price": {"input": 1, "output": 1}, "features": []},
+    },
+    routes=[{"name": "auto", "candidates": ["dear", "cheap"], "objective": {"cost": 1}}],
+    keys={"team": {"sha256": "0" * 64, "prefer": True}},
+)
 
 
 @pytest.fixture
