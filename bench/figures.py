@@ -7,15 +7,16 @@ scenario without it, in the same round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from bench.programs import LARGE_PROMPT, MEDIUM_PROMPT, SMALL_PROMPT, Answer, LoadReport
 
-_CALM_PER_S = 200
-"""Requests per second that even slow servers can nearly serve, so that all are measured at the same rate."""
+RATES = {"calm": 200, "busy": 1_000}
+"""Requests per second at which servers are measured alike, however fast they could be: even slow ones nearly manage the
+first, and all that are meant to be fast the second."""
 _ALL_AT_ONCE = Answer()
 
 
@@ -105,10 +106,14 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("json"),
-        Scenario("json-calm", rate=_CALM_PER_S, connections=64, seconds=3.0),
+        *(Scenario(f"json-{pace}", rate=rate, connections=64, seconds=3.0) for pace, rate in RATES.items()),
         Scenario("json-32k", prompt_bytes=MEDIUM_PROMPT),
         Scenario("json-1m", prompt_bytes=LARGE_PROMPT, connections=4),
         Scenario("stream-10", stream=True),
+        *(
+            Scenario(f"stream-10-{pace}", stream=True, rate=rate, connections=64, seconds=3.0)
+            for pace, rate in RATES.items()
+        ),
         Scenario("stream-200", Answer(chunks=200), stream=True),
         Scenario("stream-2000", Answer(chunks=2000), stream=True, connections=4),
         Scenario("paced-8x10", _paced(10, 5_000), stream=True, connections=8),
@@ -141,16 +146,23 @@ def _added_ttft(scenario: str, percentile: str) -> Callable[[Samples, Samples], 
     return read
 
 
+def _at_rates(name: str, scenario: str) -> Iterator[Figure]:
+    for pace, rate in RATES.items():
+        needed = f"{scenario}-{pace}"
+        yield Figure(f"{name}-{pace}", f"… at {rate:,} requests/s", "µs", _cpu(needed), (needed,))
+
+
 def _chunk(name: str, title: str, short: str, long: str) -> Figure:
     return Figure(name, title, "µs", _slope(short, long), (short, long))
 
 
 FIGURES = (
     Figure("cpu-json", "CPU per non-stream request", "µs", _cpu("json"), ("json",)),
-    Figure("cpu-json-calm", f"… at {_CALM_PER_S} requests/s", "µs", _cpu("json-calm"), ("json-calm",)),
+    *_at_rates("cpu-json", "json"),
     Figure("cpu-json-32k", "… with a prompt of 32 KB", "µs", _cpu("json-32k"), ("json-32k",)),
     Figure("cpu-json-1m", "… with a prompt of 1 MB", "µs", _cpu("json-1m"), ("json-1m",)),
     Figure("cpu-stream-10", "CPU per 10-chunk stream", "µs", _cpu("stream-10"), ("stream-10",)),
+    *_at_rates("cpu-stream-10", "stream-10"),
     Figure("cpu-stream-200", "CPU per 200-chunk stream", "µs", _cpu("stream-200"), ("stream-200",)),
     Figure("cpu-stream-2000", "CPU per 2,000-chunk stream", "µs", _cpu("stream-2000"), ("stream-2000",)),
     _chunk("cpu-chunk", "CPU per chunk, all at once", "stream-10", "stream-200"),

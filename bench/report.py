@@ -14,13 +14,13 @@ import msgspec
 from rich.table import Table
 
 from bench.capacity import Capacity
-from bench.figures import FIGURES, SCENARIOS, Figure, Sample
+from bench.figures import FIGURES, RATES, SCENARIOS, Figure, Sample
 from bench.interpreter import Interpreter
 from bench.memory import A_THOUSAND, FIVE_THOUSAND, ManyStreams, SlowReader
 from bench.programs import SMALL_PROMPT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 OWN = frozenset({"direct", "nginx", "relay", "relay-single"})
 """Servers of every run; all others are peers."""
@@ -133,6 +133,13 @@ def _ratio(figure: str, server: str = "relay") -> Callable[[Results], float | No
     return read
 
 
+def _cpu_targets(title: str, figure: str, server: str, bar: float, stretch: float) -> Iterator[Target]:
+    """Of one cost: as fast as 16 requests in flight are answered, and at rates that are the same for all servers."""
+    yield Target(title, _ratio(figure, server), bar, stretch)
+    for pace, rate in RATES.items():
+        yield Target(f"… at {rate:,} requests/s", _ratio(f"{figure}-{pace}", server), bar, stretch)
+
+
 def _streams(count: int, value: Callable[[ManyStreams], float]) -> Callable[[Results], float | None]:
     def read(results: Results) -> float | None:
         runs = [
@@ -159,9 +166,9 @@ def _slow_readers_grow(results: Results) -> float | None:
 
 
 TARGETS = (
-    Target("CPU per non-stream request", _ratio("cpu-json"), 5, 3),
-    Target("… one candidate, budgets off", _ratio("cpu-json", "relay-single"), 2.5, 1.6),
-    Target("CPU per 10-chunk stream", _ratio("cpu-stream-10"), 4, 2.5),
+    *_cpu_targets("CPU per non-stream request", "cpu-json", "relay", 5, 3),
+    *_cpu_targets("the same, one candidate, budgets off", "cpu-json", "relay-single", 2.5, 1.6),
+    *_cpu_targets("CPU per 10-chunk stream", "cpu-stream-10", "relay", 4, 2.5),
     Target("CPU per paced chunk, 8 streams", _ratio("cpu-chunk-8"), 1.4, 1.15),
     Target("CPU per paced chunk, 64 streams", _ratio("cpu-chunk-64"), 1.4, 1.15),
     *(
