@@ -320,7 +320,7 @@ class Exchange:
         request = self._request = read_request(body, self.dialect, policy.requests)
         route = self._route = find_route(request, self.head, policy)
         if key is not None and key.limits != _NO_LIMITS:
-            self._reservation = Reservation(key, pipeline.store, pipeline.clock, longest_s=route.longest_s)
+            self._reservation = Reservation(key, pipeline.store, pipeline.clock, route.longest_s)
         return request, route
 
     def _size(self, request: ChatRequest) -> Sizing | None:

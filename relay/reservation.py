@@ -29,7 +29,7 @@ class Reservation:
 
     __slots__ = ("_clock", "_key", "_leases", "_store", "_ttl_s")
 
-    def __init__(self, key: Key, store: Store, clock: Clock, *, longest_s: float) -> None:
+    def __init__(self, key: Key, store: Store, clock: Clock, longest_s: float) -> None:
         self._key = key
         self._store = store
         self._clock = clock
