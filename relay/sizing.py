@@ -20,7 +20,7 @@ from relay.intent import classify, spoken
 from relay.limits import lengths, prompt_tokens
 from relay.limits.budgets import Request, thinking_tokens
 from relay.limits.experience import Experience
-from relay.limits.lengths import Place
+from relay.limits.lengths import Place, place_of
 from relay.messages import Budget, ChatRequest, Intent, Reasoning, Shape
 from relay.policy.compiled import IntentRules
 from relay.wire.gist import PARTS
@@ -202,7 +202,7 @@ class Sizing(msgspec.Struct, eq=False):
 
     def output_tokens(self, model: str) -> float:
         """How many tokens all its answers are expected to have if that model gives them, reasoning aside."""
-        place = Place(self.label, model, self._key, self._application)
+        place = place_of(self.label, model, self._key, self._application)
         expected = self._experience.answers.mean(place)
         limit = self._request.max_tokens
         return (expected if limit is None else min(expected, limit)) * self._request.choices
@@ -306,7 +306,7 @@ class Sizing(msgspec.Struct, eq=False):
             model.context,
             model.max_output,
         )
-        place = Place(self.label, model.name, self._key, self._application)
+        place = place_of(self.label, model.name, self._key, self._application)
         budget = self._experience.budget(rules.budget, asked, place)
         if effort is not None:
             thinking = thinking_tokens(rules.budget.headroom, effort)

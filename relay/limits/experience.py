@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from relay.limits import budgets, lengths
-from relay.limits.lengths import CellSnapshot, Lengths, Place
+from relay.limits.lengths import CellSnapshot, Lengths, Place, place_of
 from relay.limits.prompt_tokens import Calibration
 from relay.limits.shipped import ANSWER_LENGTHS
 
@@ -200,4 +200,4 @@ def living(snapshot: ExperienceSnapshot, now: float, models: Container[str]) -> 
 
 def _thinking(place: Place, request: Request) -> Place:
     """How much a model reasons goes by effort rather than intent."""
-    return Place(request.effort or "", place.model, place.key, place.application)
+    return place_of(request.effort or "", place.model, place.key, place.application)

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from functools import lru_cache
 from hashlib import blake2b
 from math import exp, inf
 from typing import TYPE_CHECKING, NamedTuple
@@ -130,9 +131,14 @@ class Place(NamedTuple):
     key: str
     application: str
 
+    @lru_cache(maxsize=MAX_CELLS)  # noqa: B019 - no more than names, and no more of them than of cells
     def cells(self) -> tuple[tuple[str, ...], ...]:
         """Names of the cells it lies in, from the particular to the general."""
         return self, self[1:], self[:2], self[:1]
+
+
+place_of = lru_cache(maxsize=MAX_CELLS)(Place)
+"""A place, the same object each time: its hash is known then, and to make one takes five times as long."""
 
 
 class Expectation(msgspec.Struct, frozen=True, gc=False):
@@ -309,7 +315,7 @@ class Lengths:
             cell.news += cell.sketch.add(length, now, weight)
             cell.count += weight
             cell.longest = max(cell.longest, length)
-            if cell.news >= _REFRESH_AT and (name is place or cell.count > CENSUS):
+            if cell.news >= _REFRESH_AT and (name == place or cell.count > CENSUS):
                 stale.append(cell)
         for cell in stale:  # after all have counted it: what one believes depends on the wider ones
             self._reflect(cell, place)
