@@ -184,6 +184,6 @@ def encode_headers(headers: Collection[tuple[bytes, bytes]]) -> bytes:
         ValueError: a CR, LF or NUL in a name or a value, which would let one header smuggle in another (RFC 9110 §5.5).
     """
     block = b"\r\n".join((*map(b": ".join, headers), b""))
-    if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers) or b"\0" in block:
+    if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers) or 0 in block:
         raise ValueError("a header has a line break or a NUL in it")
     return block

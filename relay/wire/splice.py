@@ -23,6 +23,7 @@ read_object = msgspec.json.Decoder(Fields).decode
 
 _SPACE = b" \t\n\r"
 _OPEN = ord("{")
+_BACKSLASH = ord("\\")  # bytes are asked for a number: asked for bytes, Python first fails to read these as one
 _SHORT = 4096
 """Bytes of a body from which on searching it is dearer than going from field to field."""
 _STEP = dict.fromkeys(b"[{", 1) | dict.fromkeys(b"]}", -1)
@@ -53,7 +54,7 @@ def depth(body: bytes) -> int:
     Counted without building anything: escapes are dropped, then all bytes but quotes and brackets, then what
     stands between quotes; each step is one pass in C.
     """
-    if b"\\" in body:
+    if _BACKSLASH in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     structure = body.translate(None, _NOT_STRUCTURE).split(b'"')
     return max(accumulate(map(_STEP.__getitem__, chain.from_iterable(structure[::2]))), default=0)
@@ -73,7 +74,7 @@ def splice(
     Returns:
         New JSON text; equal to `body` byte for byte outside of what was changed.
     """
-    usual = len(body) < _SHORT and (b"\\" not in body or b"\\u" not in body)  # a single byte is found much faster
+    usual = len(body) < _SHORT and (_BACKSLASH not in body or b"\\u" not in body)  # a single byte is found much faster
     quick = _search(body, fields, changes, renames) if usual else None
     return _walk(body, fields, changes, renames or {}) if quick is None else quick
 
@@ -90,10 +91,13 @@ def _search(
         if name not in fields:
             body = _add(body, name, value)
             continue
-        before, key, behind = body.partition(b'"%b"' % name.encode())
+        key = b'"%b"' % name.encode()
+        if body.count(key) != 1:
+            return None
+        before, _, behind = body.partition(key)
         colon = b": " if behind.startswith(b": ") else b":"  # as JSON is written
         old = colon + fields[name]
-        if not behind.startswith(old) or key in behind:
+        if not behind.startswith(old):
             return None
         body = b"".join((before, key, colon, value, behind[len(old) :]))
     for name, new_name in renames.items() if renames else ():
