@@ -370,7 +370,7 @@ class Lengths:
         cell = self._cells.get(place)
         if cell is None:
             known = filter(None, map(self._cells.get, place.cells()))
-            cell = next(known, self._prior_of(place.kind))
+            cell = next(known, None) or self._prior_of(place.kind)
         if cell.news >= _REFRESH_AT:
             self._reflect(cell, place)
         return cell
