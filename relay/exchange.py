@@ -563,7 +563,7 @@ class Exchange:
         if request is None or attempt.ended.done():
             return
         attempt.call = self._pipeline.transport.send(request, attempt)
-        if self.streaming:
+        if isinstance(attempt, StreamAttempt):
             upstream.asked(attempt.trial.started_at)
         if self._paused:
             attempt.pause()
