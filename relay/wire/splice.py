@@ -37,8 +37,6 @@ def is_deeper(body: bytes, most: int) -> bool:
 
 def _has_brackets(body: bytes, at_least: int) -> bool:
     """Whether that many arrays and objects begin. Python counts bytes slowly, but finds the next one fast."""
-    if len(body) < _SHORT:
-        return body.count(b"[") + body.count(b"{") >= at_least
     seen = 0
     for bracket in (b"[", b"{"):
         at = body.find(bracket)
