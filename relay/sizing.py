@@ -154,8 +154,8 @@ def _fingerprint(request: ChatRequest) -> int:
     turns = request.turns
     if not turns:
         return 0
-    last = memoryview(turns[-1].content)
-    return hash((len(turns), len(last), bytes(last[:END_BYTES]), bytes(last[-END_BYTES:])))
+    last = bytes(turns[-1].content)
+    return hash((len(turns), len(last), last[:END_BYTES], last[-END_BYTES:]))
 
 
 class Grant(msgspec.Struct, frozen=True, gc=False):
