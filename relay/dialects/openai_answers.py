@@ -23,6 +23,9 @@ DONE_EVENT = b"data: [DONE]\n\n"
 MAX_KEPT_BYTES = 1024 * 1024
 """Of an answer's text that is kept so that it can go on: a quarter of a million tokens. A longer one cannot."""
 
+_CR, _LF = b"\r\n"
+"""As numbers: as bytes each would be tried as a number first, at some times the cost of the search."""
+
 _MAX_MISSES = 2
 """One may be chance: some providers' events tell the second in which they were sent."""
 
@@ -228,31 +231,26 @@ class ChatStreamReader:
 
     def _read_on(self, data: bytes) -> bytes:
         """As `feed`, what is not known. Nor is what follows it, unless that begins an event before any end."""
-        known, self._known = self._known, _NO_TEXT
         if self.done or self.failure is not None:
             return b""
         try:
             whole = self._framer.feed(data)
         except UpstreamProtocolError as error:
             self.failure = error
-            return b""
-        if not whole:
-            return b""
-        if b"\r" in whole:
+            whole = b""
+        if _CR in whole:
             passed = self._take_each(whole)
-        elif whole.find(b"\n\n") == len(whole) - 2:  # one event, as nearly always
-            spoken = self.output_chars - self.reasoning_chars
+        elif whole.find(b"\n") == len(whole) - 2:  # one event, as nearly always
             passed = whole if self._take(whole) else b""
-            if self.output_chars - self.reasoning_chars > spoken > 0 and self._misses < _MAX_MISSES:  # not the first
-                self._misses += 1
-                known = _around_text(whole) or known
-        else:
+        elif whole:
             bodies = self._read_together(whole)
             passed = self._take_each(whole) if bodies is None else self._take_together(whole, bodies)
+        else:
+            passed = b""
         if self._said is not None and len(self._said) > MAX_KEPT_BYTES:
             self._said = None
-        if whole is data and self.finish_reason is None and not self.done and self.failure is None:
-            self._known = known
+        if whole is not data or self.finish_reason is not None or self.done or self.failure is not None:
+            self._known = _NO_TEXT
         return passed
 
     def end(self) -> bytes:
@@ -277,7 +275,7 @@ class ChatStreamReader:
             return None
         events = whole.removesuffix(DONE_EVENT)[6:-2].split(b"\n\ndata: ")
         array = b"[%b]" % b",".join(events)
-        if b"\n" in array:
+        if _LF in array:
             return None
         try:
             bodies = self._read_many(array)
@@ -318,7 +316,13 @@ class ChatStreamReader:
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
                 pass
             else:
-                return not self._take_bodies((body,))
+                spoken = self.output_chars - self.reasoning_chars
+                hidden = self._take_bodies((body,))
+                told = self.output_chars - self.reasoning_chars > spoken > 0  # text, and not the first
+                if told and self._misses < _MAX_MISSES:
+                    self._misses += 1
+                    self._known = _around_text(event, body) or self._known
+                return not hidden
         return self._take_closely(event)
 
     def _take_closely(self, event: bytes) -> bool:
@@ -391,20 +395,22 @@ class ChatStreamReader:
         return True
 
 
-def _around_text(event: bytes) -> _Around | None:
-    """What stands around the text of an event that has one; None if it tells anything else."""
+def _around_text(event: bytes, body: AnyBody) -> _Around | None:
+    """What stands around the text of an event that has one; None if it tells anything else.
+
+    The event is read once more without that text: it stood where nothing is then.
+    """
     try:
-        body = read_plain_body(event[6:])
         [choice] = body.choices or []
-        delta = choice.delta or PlainDelta()
-        before, _, after = event.partition(msgspec.json.encode(delta.content)[1:-1])
-        tells_more = choice.finish_reason or delta.reasoning_size() or {*map(bytes, (body.usage, body.error))} - _UNSAID
-        if not delta.content or tells_more:
-            return None
-        delta.content = ""
-        if read_plain_body(before[6:] + after) != body:  # it stood elsewhere
-            return None
+        before, _, after = event.partition(msgspec.json.encode(choice.delta and choice.delta.content)[1:-1])
+        empty = read_plain_body(before[6:] + after)
+        [choice] = empty.choices or []
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        return None
+    delta = choice.delta
+    if delta is None or delta.content != "" or delta.reasoning_size() or choice.finish_reason:
+        return None
+    if bytes(empty.usage) not in _UNSAID or bytes(empty.error) not in _UNSAID:
         return None
     return before, after, slice(len(before) - 1, 1 - len(after))
 
