@@ -33,6 +33,7 @@ TOKENS_PER_IMAGE = 1024
 """A middling picture; providers count from 85 to some 5,000."""
 
 _PIECES = 8
+_BACKSLASH = ord("\\")  # a byte that is asked for by its number is found sooner
 _ESCAPE = rb'\\(?:u[0-9a-fA-F]{4}|["\\/bfnrt])'
 _ESCAPES = re.compile(_ESCAPE + b"(?:" + _ESCAPE + b")*")  # with a backslash in front, for which it can search
 _read_string = msgspec.json.Decoder(str).decode
@@ -135,7 +136,7 @@ def estimate(text: bytes, *, escaped: bool = False) -> float:
         stride = (len(text) - size) // (_PIECES - 1)
         sample = b"".join([text[start : start + size] for start in range(0, stride * _PIECES, stride)])
         return estimate(sample, escaped=escaped) * len(text) / SAMPLE_BYTES
-    if escaped and b"\\" in text:
+    if escaped and _BACKSLASH in text:
         text = unescaped(text)
     classes = text.translate(_TABLE)
     tokens: float = sum(map(mul, _ASCII_WEIGHTS, map(classes.count, _COUNTED)))
