@@ -167,7 +167,7 @@ def _slow_readers_grow(results: Results) -> float | None:
 
 TARGETS = (
     *_cpu_targets("CPU per non-stream request", "cpu-json", "relay", 5, 3),
-    *_cpu_targets("the same, one candidate, budgets off", "cpu-json", "relay-single", 2.5, 1.6),
+    *_cpu_targets("CPU per request, one candidate, budgets off", "cpu-json", "relay-single", 2.5, 1.6),
     *_cpu_targets("CPU per 10-chunk stream", "cpu-stream-10", "relay", 4, 2.5),
     Target("CPU per paced chunk, 8 streams", _ratio("cpu-chunk-8"), 1.4, 1.15),
     Target("CPU per paced chunk, 64 streams", _ratio("cpu-chunk-64"), 1.4, 1.15),
