@@ -27,7 +27,7 @@ import msgspec
 
 from relay.intent import classify
 from relay.limits.budgets import Request
-from relay.limits.experience import Experience
+from relay.limits.experience import Experience, Lesson
 from relay.limits.lengths import Place
 from relay.messages import BudgetRules, Intent
 from relay.policy import schema
@@ -201,15 +201,8 @@ class Replay:
             grants.append(more)
         granted = round(sum(grants))
         self.now += 1.0
-        self.experience.observe(
-            self.rules,
-            request,
-            place,
-            budget,
-            self.now,
-            visible=min(asked.answer_tokens, granted),
-            cut=asked.answer_tokens > granted,
-        )
+        visible, cut = min(asked.answer_tokens, granted), asked.answer_tokens > granted
+        self.experience.observe(Lesson(self.rules, request, place, budget, self.now, visible, cut=cut))
         return grants
 
 

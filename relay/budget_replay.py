@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from relay.limits.budgets import Request
-from relay.limits.experience import Experience
+from relay.limits.experience import Experience, Lesson
 from relay.limits.lengths import Place
 from relay.messages import Outcome
 
@@ -88,7 +88,7 @@ def replay_budgets(records: Iterable[RequestRecord], policy: Policy) -> BudgetRe
         budget = experience.budget(rules, request, place)
         written, hidden = usage.completion_tokens // choices, usage.reasoning_tokens // choices
         cut = record.outcome is not Outcome.COMPLETED
-        experience.observe(rules, request, place, budget, record.at, visible=written - hidden, hidden=hidden, cut=cut)
+        experience.observe(Lesson(rules, request, place, budget, record.at, written - hidden, hidden, cut))
         then.append((record.outcome is Outcome.BUDGET, old, usage))
         now.append((budget.own and written > (budget.limit or 0), budget, usage))
     return BudgetReplay(len(now), _figures(then), _figures(now)) if now else None

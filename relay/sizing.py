@@ -19,7 +19,7 @@ from relay.dialects.base import Dialect
 from relay.intent import classify, spoken
 from relay.limits import lengths, prompt_tokens
 from relay.limits.budgets import Request, thinking_tokens
-from relay.limits.experience import Experience
+from relay.limits.experience import Experience, Lesson
 from relay.limits.lengths import Place, place_of
 from relay.messages import Budget, ChatRequest, Intent, Reasoning, Shape
 from relay.policy.compiled import IntentRules
@@ -279,16 +279,9 @@ class Sizing(msgspec.Struct, eq=False):
         written = usage.completion_tokens // self._request.choices
         hidden = usage.reasoning_tokens // self._request.choices or round(written * reasoning_share)
         grant = self.grant(model)
-        self._experience.soon(
-            self.rules.budget,
-            grant.asked,
-            grant.place,
-            budget,
-            now,
-            visible=max(written - hidden, 0),
-            hidden=hidden,
-            cut=cut,
-        )
+        visible = max(written - hidden, 0)
+        lesson = Lesson(self.rules.budget, grant.asked, grant.place, budget, now, visible, hidden, cut)
+        self._experience.soon(lesson)
 
     def _settle(self, model: Model) -> Grant:
         rules, request, said, thinking = self.rules, self._request, self._reasoning, 0

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any, cast
 
 from relay.limits.budgets import Request
+from relay.limits.experience import Lesson
 from relay.limits.lengths import Place
 from relay.messages import BudgetRules
 from relay.pipeline import Pipeline
@@ -59,7 +60,7 @@ def teach(
     for _ in range(answers):
         pupil.upstreams[model].begun(clock.now() - ttft_s, clock.now())
         budget = pupil.experience.budget(RULES, Request(100), place)
-        pupil.experience.observe(RULES, Request(100), place, budget, clock.wall(), visible=tokens)
+        pupil.experience.observe(Lesson(RULES, Request(100), place, budget, clock.wall(), visible=tokens))
         pupil.experience.prompts.observe(model, estimated=1000.0, actual=1300)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from relay.budget_report import reported
 from relay.limits.budgets import Request
-from relay.limits.experience import Experience, ExperienceSnapshot
+from relay.limits.experience import Experience, ExperienceSnapshot, Lesson
 from tests.learned import HOME, RULES, pipeline, teach
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def test_reasoning_and_prompts_show() -> None:
     request = Request(100, reasons=True, effort="high")
     for _ in range(200):
         budget = experience.budget(RULES, request, HOME)
-        experience.observe(RULES, request, HOME, budget, NOW, visible=100, hidden=1500)
+        experience.observe(Lesson(RULES, request, HOME, budget, NOW, visible=100, hidden=1500))
         experience.prompts.observe("first", estimated=1000.0, actual=1300)
     report = reported(experience.snapshot(NOW), NOW)
     (thinking,) = rows(report["reasoning"], effort="high", model="first", key="team-a")

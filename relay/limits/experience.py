@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from relay.limits import budgets, lengths
+from relay.limits.budgets import Request
 from relay.limits.lengths import CellSnapshot, Lengths, Place, place_of
 from relay.limits.prompt_tokens import Calibration
 from relay.limits.shipped import ANSWER_LENGTHS
+from relay.messages import Budget, BudgetRules
 
 if TYPE_CHECKING:
     from collections.abc import Container
-
-    from relay.limits.budgets import Request
-    from relay.messages import Budget, BudgetRules
 
 _NO_REASONING = {"": {0: 1.0}}
 """Prior of hidden reasoning: bucket 0, one token. The policy's headroom is what holds until more is known."""
@@ -29,6 +28,30 @@ _NO_ROOM = frozenset({"max_output", "context"})
 
 MANY = 32
 """Answers learned from at once, at most: alone each takes twice as long, for what it touches has left the caches."""
+
+
+class Lesson(msgspec.Struct, frozen=True, gc=False):
+    """An answer that has ended.
+
+    Attributes:
+        rules: as they were when the budget was set.
+        request: likewise.
+        place: likewise.
+        budget: what the first segment was given.
+        now: seconds since the Unix epoch.
+        visible: tokens that the client saw, all segments together, per choice.
+        hidden: reasoning tokens of the first segment, per choice.
+        cut: the answer would have gone on: a limit, the client or a failure ended it.
+    """
+
+    rules: BudgetRules
+    request: Request
+    place: Place
+    budget: Budget
+    now: float
+    visible: int
+    hidden: int = 0
+    cut: bool = False
 
 
 class ExperienceSnapshot(msgspec.Struct, frozen=True, gc=False):
@@ -52,7 +75,7 @@ class Experience:
         self.answers = Lengths(ANSWER_LENGTHS)
         self.reasoning = Lengths(_NO_REASONING)
         self.prompts = Calibration()
-        self._waiting: list[tuple[BudgetRules, Request, Place, Budget, float, int, int, bool]] = []
+        self._waiting: list[Lesson] = []
 
     def budget(self, rules: BudgetRules, request: Request, place: Place) -> Budget:
         """Set the limit of an answer; see `budgets.budget`."""
@@ -84,35 +107,15 @@ class Experience:
             client_limit=request.client_limit,
         )
 
-    def observe(
-        self,
-        rules: BudgetRules,
-        request: Request,
-        place: Place,
-        budget: Budget,
-        now: float,
-        *,
-        visible: int,
-        hidden: int = 0,
-        cut: bool = False,
-    ) -> None:
-        """Count an answer that has ended.
-
-        Args:
-            rules: as they were when the budget was set.
-            request: likewise.
-            place: likewise.
-            budget: what the first segment was given.
-            now: seconds since the Unix epoch.
-            visible: tokens that the client saw, all segments together, per choice.
-            hidden: reasoning tokens of the first segment, per choice.
-            cut: the answer would have gone on: a limit, the client or a failure ended it.
-        """
+    def observe(self, lesson: Lesson) -> None:
+        """Count an answer that has ended."""
+        place, budget, now = lesson.place, lesson.budget, lesson.now
+        visible, hidden, cut = lesson.visible, lesson.hidden, lesson.cut
         # Reasoning comes first. If nothing followed it, it is the reasoning that was cut, and of the answer
         # nothing is known.
         silent = cut and not visible
-        if hidden or request.reasons is not False:
-            self.reasoning.observe(_thinking(place, request), hidden, now, cut=silent)
+        if hidden or lesson.request.reasons is not False:
+            self.reasoning.observe(_thinking(place, lesson.request), hidden, now, cut=silent)
         if silent:
             return
         if budget.source in {"cell", "prior"} and _NO_ROOM.isdisjoint(budget.clamps):
@@ -120,31 +123,20 @@ class Experience:
             self.answers.judge(place, over=over, allowed=budget.allowed)
         # What ran into the ceiling is most likely a loop. One in a young cell would set its budgets to the ceiling
         # for dozens of answers; if they are that long indeed, they are continued, and the cell widens.
-        if not (cut and visible >= rules.ceiling):
+        if not (cut and visible >= lesson.rules.ceiling):
             self.answers.observe(place, visible, now, cut=cut)
 
-    def soon(
-        self,
-        rules: BudgetRules,
-        request: Request,
-        place: Place,
-        budget: Budget,
-        now: float,
-        *,
-        visible: int,
-        hidden: int = 0,
-        cut: bool = False,
-    ) -> None:
+    def soon(self, lesson: Lesson) -> None:
         """As `observe`, together with other answers: with the next call of `catch_up`, or when there are `MANY`."""
-        self._waiting.append((rules, request, place, budget, now, visible, hidden, cut))
+        self._waiting.append(lesson)
         if len(self._waiting) >= MANY:
             self.catch_up()
 
     def catch_up(self) -> None:
         """Learn what waits."""
         waiting, self._waiting = self._waiting, []
-        for rules, request, place, budget, now, visible, hidden, cut in waiting:
-            self.observe(rules, request, place, budget, now, visible=visible, hidden=hidden, cut=cut)
+        for lesson in waiting:
+            self.observe(lesson)
 
     def snapshot(self, now: float) -> ExperienceSnapshot:
         """What is known at `now`."""

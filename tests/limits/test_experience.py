@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from relay.limits.budgets import Request
-from relay.limits.experience import MANY, TRIAL, Experience, ExperienceSnapshot, living, merge, portion
+from relay.limits.experience import MANY, TRIAL, Experience, ExperienceSnapshot, Lesson, living, merge, portion
 from relay.limits.lengths import Place
 from relay.messages import BudgetRules
 
@@ -22,7 +22,7 @@ def answer(experience: Experience, request: Request, *, hidden: int, visible: in
     thought = min(hidden, budget.limit)
     written = min(visible, budget.limit - thought)
     cut = hidden + visible > budget.limit
-    experience.observe(RULES, request, HOME, budget, now, visible=written, hidden=thought, cut=cut)
+    experience.observe(Lesson(RULES, request, HOME, budget, now, visible=written, hidden=thought, cut=cut))
     return written
 
 
@@ -32,7 +32,7 @@ def test_budgets_come_from_what_was_seen() -> None:
     request = Request(100)
     before = experience.budget(RULES, request, HOME)
     for second in range(100):
-        experience.observe(RULES, request, HOME, before, NOW + second, visible=1200)
+        experience.observe(Lesson(RULES, request, HOME, before, NOW + second, visible=1200))
     after = experience.budget(RULES, request, HOME)
     assert (before.source, after.source) == ("prior", "cell")
     assert after.limit == pytest.approx(1200, rel=0.06)
@@ -46,20 +46,20 @@ def test_answers_learned_together_teach_what_they_teach_one_by_one() -> None:
     for number in range(MANY - 1):
         for observe in (at_once.observe, together.soon):
             visible, cut = 100 + 9 * number, number % 7 == 0
-            observe(RULES, request, HOME, budget, NOW + number, visible=visible, hidden=number, cut=cut)
+            observe(Lesson(RULES, request, HOME, budget, NOW + number, visible=visible, hidden=number, cut=cut))
     assert together.answers.empty
     together.catch_up()
     assert together.snapshot(NOW) == at_once.snapshot(NOW)
     for _ in range(MANY):
         for observe in (at_once.observe, together.soon):
-            observe(RULES, request, HOME, budget, NOW + MANY, visible=50)
+            observe(Lesson(RULES, request, HOME, budget, NOW + MANY, visible=50))
     assert together.answers.snapshot(NOW) == at_once.answers.snapshot(NOW)
 
 
 def test_a_snapshot_knows_what_waits() -> None:
     """Nothing that was answered is missing in what is kept."""
     experience, request = Experience(), Request(100)
-    experience.soon(RULES, request, HOME, experience.budget(RULES, request, HOME), NOW, visible=50)
+    experience.soon(Lesson(RULES, request, HOME, experience.budget(RULES, request, HOME), NOW, visible=50))
     assert experience.snapshot(NOW).answers
 
 
@@ -106,7 +106,7 @@ def test_an_answer_that_never_began_says_nothing_of_answers() -> None:
     request = Request(100, reasons=True)
     budget = experience.budget(RULES, request, HOME)
     for second in range(50):
-        experience.observe(RULES, request, HOME, budget, NOW + second, visible=0, hidden=30, cut=True)
+        experience.observe(Lesson(RULES, request, HOME, budget, NOW + second, visible=0, hidden=30, cut=True))
     after = experience.budget(RULES, request, HOME)
     assert (after.source, after.visible) == ("prior", budget.visible)
 
@@ -117,7 +117,7 @@ def test_a_limit_of_others_does_not_widen_the_cell(limited: Request) -> None:
     experience = Experience()
     budget = experience.budget(RULES, limited, HOME)
     for second in range(100):
-        experience.observe(RULES, limited, HOME, budget, NOW + second, visible=10, cut=True)
+        experience.observe(Lesson(RULES, limited, HOME, budget, NOW + second, visible=10, cut=True))
     assert experience.budget(RULES, Request(100), HOME).quantile == pytest.approx(0.95)
 
 
@@ -129,7 +129,7 @@ def test_loops_do_not_set_the_budget() -> None:
     for second in range(50):
         loops = second % 10 == 3
         experience.observe(
-            RULES, request, HOME, budget, NOW + second, visible=RULES.ceiling if loops else 300, cut=loops
+            Lesson(RULES, request, HOME, budget, NOW + second, visible=RULES.ceiling if loops else 300, cut=loops)
         )
     assert experience.budget(RULES, request, HOME).visible < 600
 
@@ -141,7 +141,9 @@ def test_answers_that_are_as_long_as_the_ceiling_widen_the_cell() -> None:
     for second in range(100):
         budget = experience.budget(RULES, request, HOME)
         cut = second % 2 == 0
-        experience.observe(RULES, request, HOME, budget, NOW + second, visible=RULES.ceiling if cut else 300, cut=cut)
+        experience.observe(
+            Lesson(RULES, request, HOME, budget, NOW + second, visible=RULES.ceiling if cut else 300, cut=cut)
+        )
     assert experience.budget(RULES, request, HOME).quantile > 0.99
 
 
@@ -151,7 +153,7 @@ def test_continuations_finish_most_answers() -> None:
     request = Request(100)
     first = experience.budget(RULES, request, HOME)
     for second in range(400):
-        experience.observe(RULES, request, HOME, first, NOW + second, visible=100 + second)
+        experience.observe(Lesson(RULES, request, HOME, first, NOW + second, visible=100 + second))
     more = experience.extension(RULES, request, HOME, first, written=300, number=1)
     assert 160 < more < 210
     last = experience.extension(RULES, request, HOME, first, written=300, number=RULES.max_extensions)
@@ -261,7 +263,7 @@ def test_what_others_think_says_nothing_of_a_model(reasons: bool | None) -> None
     for _ in range(TRIAL):
         for place, request, hidden in ((thinker, others, 1500), (other, quiet, 0)):
             budget = experience.budget(RULES, request, place)
-            experience.observe(RULES, request, place, budget, NOW, visible=50, hidden=hidden)
+            experience.observe(Lesson(RULES, request, place, budget, NOW, visible=50, hidden=hidden))
     assert experience.budget(RULES, others, thinker).headroom == RULES.headroom.medium
     assert experience.budget(RULES, quiet, other).headroom == 0
     assert experience.budget(RULES, Request(100), HOME).headroom == 0
