@@ -24,7 +24,7 @@ test: $(INSTALLED)  ## All tests. One of them: make test ARGS=tests/wire/test_ss
 check: $(INSTALLED)  ## Lint, types, import rules, docs against code.
 	@scripts/check
 
-bench: $(INSTALLED)  ## What Relay costs, against nginx; needs two quiet CPUs, cc and about 20 minutes.
+bench: $(INSTALLED)  ## What Relay costs, against nginx; needs two quiet CPUs, cc and about half an hour.
 	python -m bench.run --output bench/results/bench.json
 	python -m bench.plots bench/results/bench.json docs/img
 	python -m bench.pages bench/results/bench.json docs/performance.md README.md

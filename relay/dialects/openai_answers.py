@@ -24,7 +24,7 @@ MAX_KEPT_BYTES = 1024 * 1024
 """Of an answer's text that is kept so that it can go on: a quarter of a million tokens. A longer one cannot."""
 
 _CR, _LF = b"\r\n"
-"""As numbers: as bytes each would be tried as a number first, at some times the cost of the search."""
+"""As numbers: a byte that is asked for by its number is found sooner."""
 
 _MAX_MISSES = 2
 """One may be chance: some providers' events tell the second in which they were sent."""
@@ -402,7 +402,9 @@ def _around_text(event: bytes, body: AnyBody) -> _Around | None:
     """
     try:
         [choice] = body.choices or []
-        before, _, after = event.partition(msgspec.json.encode(choice.delta and choice.delta.content)[1:-1])
+        if choice.delta is None or not choice.delta.content:
+            return None
+        before, _, after = event.partition(msgspec.json.encode(choice.delta.content)[1:-1])
         empty = read_plain_body(before[6:] + after)
         [choice] = empty.choices or []
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError):

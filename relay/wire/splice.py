@@ -23,7 +23,7 @@ read_object = msgspec.json.Decoder(Fields).decode
 
 _SPACE = b" \t\n\r"
 _OPEN = ord("{")
-_BACKSLASH = ord("\\")  # bytes are asked for a number: asked for bytes, Python first fails to read these as one
+_BACKSLASH = ord("\\")  # a byte that is asked for by its number is found sooner
 _SHORT = 4096
 """Bytes of a body from which on searching it is dearer than going from field to field."""
 _STEP = dict.fromkeys(b"[{", 1) | dict.fromkeys(b"]}", -1)
